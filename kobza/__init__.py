@@ -32,7 +32,18 @@ def __getattr__(name: str) -> Any:
         # subtle: importing kobza.recipes.sweep does not set kobza.sweep, since the module's parent is kobza.recipes
         globals()[name] = value
         return value
-    if name in ("codecs", "core", "decoding", "edits", "embeddings", "measures", "models", "recipes", "tokens", "vault"):
+    if name in (
+        "codecs",
+        "core",
+        "decoding",
+        "edits",
+        "embeddings",
+        "measures",
+        "models",
+        "recipes",
+        "tokens",
+        "vault",
+    ):
         return importlib.import_module(f"kobza.{name}")
     raise AttributeError(f"module 'kobza' has no attribute {name!r}")
 
