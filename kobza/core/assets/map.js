@@ -1,0 +1,644 @@
+/* The map of many points: canvas 2-D, no WebGL, no library, no eval; works from file://.
+ *
+ * Every <figure class="kz-map"> holds a JSON block written by core/map_html.py. Points are blended into one
+ * ImageData by hand, because 49,152 canvas calls a frame are too slow. Names and units:
+ *   u, v     a point in the unit of the data after turning (3-D only), both axes on one scale
+ *   sx, sy   the same point in device pixels; points outside the view lie outside the canvas
+ *   scale    device pixels per unit of the data
+ */
+(function () {
+  "use strict";
+
+  // Ends are cut so that no colour vanishes into its background; light: dark violet -> ochre, dark: blue -> yellow.
+  const RAMPS = {
+    light: ["#3b0f70", "#3f3d9e", "#31688e", "#1f8a84", "#35a15a", "#83a91f", "#d09a06"],
+    dark: ["#5a4fcf", "#3f7fd4", "#28a3b8", "#35bf8a", "#7ad151", "#c8de3a", "#fde725"],
+  };
+  const GROUPS = ["#3b82c4", "#e07b28", "#2e9e6b", "#cc4b7a", "#8a63c9", "#a8862b", "#2aa5b0", "#d2553d", "#7b8794"];
+  const NOTHING = 65535;          // the code of "no value" in a colour channel
+  const MOST_ZOOM = 250;
+  const HOVER_REACH = 14;         // CSS pixels from the pointer to the nearest point
+
+  /** Little-endian uint16 numbers out of base64 text. */
+  function decode(text) {
+    const raw = atob(text), bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+    const view = new DataView(bytes.buffer), out = new Uint16Array(raw.length >> 1);
+    for (let i = 0; i < out.length; i++) out[i] = view.getUint16(2 * i, true);
+    return out;
+  }
+
+  /** {low, high, codes} -> the numbers themselves; a missing value becomes NaN. */
+  function numbers(channel) {
+    const codes = decode(channel.codes), out = new Float32Array(codes.length);
+    const step = (channel.high - channel.low) / (NOTHING - 1);
+    for (let i = 0; i < codes.length; i++) out[i] = codes[i] === NOTHING ? NaN : channel.low + step * codes[i];
+    return out;
+  }
+
+  function rgb(hex) {
+    const n = parseInt(hex.slice(1), 16);
+    return [n >> 16, (n >> 8) & 255, n & 255];
+  }
+
+  /** 256 colours, linear between the stops of a ramp. */
+  function shades(stops) {
+    const colours = stops.map(rgb), out = [];
+    for (let i = 0; i < 256; i++) {
+      const place = (i / 255) * (colours.length - 1), at = Math.min(Math.floor(place), colours.length - 2);
+      out.push(colours[at].map((c, j) => Math.round(c + (place - at) * (colours[at + 1][j] - c))));
+    }
+    return out;
+  }
+
+  function short(value) {
+    if (!Number.isFinite(value)) return "none";
+    const size = Math.abs(value);
+    if (Number.isInteger(value) && size < 1e9) return value.toLocaleString("en-US");
+    return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(+value.toPrecision(4));
+  }
+
+  function make(tag, parent, name, text) {
+    const element = document.createElement(tag);
+    if (name) element.className = name;
+    if (text !== undefined) element.textContent = text;
+    if (parent) parent.appendChild(element);
+    return element;
+  }
+
+  /** A round brush with soft edge: offsets and coverages of the pixels it touches. */
+  function brush(radius) {
+    const reach = Math.ceil(radius + 0.5), spots = [];
+    for (let dy = -reach; dy <= reach; dy++) {
+      for (let dx = -reach; dx <= reach; dx++) {
+        const cover = Math.min(1, Math.max(0, radius + 0.5 - Math.hypot(dx, dy)));
+        if (cover > 0.02) spots.push([dx, dy, cover]);
+      }
+    }
+    return { reach, spots };
+  }
+
+  function luminance(colour) {
+    const part = (colour.match(/[\d.]+/g) || [255, 255, 255]).map(Number);
+    return 0.3 * part[0] + 0.59 * part[1] + 0.11 * part[2];
+  }
+
+  class PointMap {
+    constructor(root) {
+      const began = performance.now();
+      this.root = root;
+      const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
+      this.data = data;
+      this.labels = data.labels;
+      this.x = numbers(data.x);
+      this.y = numbers(data.y);
+      this.z = data.z ? numbers(data.z) : null;
+      this.count = this.x.length;
+      this.colours = data.colours.map((c) => ({ name: c.name, low: c.from, high: c.to, values: numbers(c) }));
+      this.groups = data.groups ? { names: data.groups.names, of: decode(data.groups.codes) } : null;
+      this.hiddenGroups = new Set();
+      this.sx = new Float32Array(this.count);
+      this.sy = new Float32Array(this.count);
+      this.turn = { yaw: 0.6, pitch: 0.35 };
+      this.chosen = -1;
+      this.hovered = -1;
+      this.found = [];
+      this.build();
+      this.listen();
+      this.theme();
+      this.resize();
+      root.dataset.ready = String(Math.round(performance.now() - began));
+    }
+
+    // ---- the page around the points -------------------------------------------------------------------
+
+    build() {
+      const stage = (this.stage = make("div", null, "kz-map-stage"));
+      this.root.querySelector(".kz-map-place").replaceWith(stage);
+      this.base = make("canvas", stage, "kz-map-base");
+      this.over = make("canvas", stage, "kz-map-over");
+      this.over.tabIndex = 0;
+      this.over.setAttribute("role", "application");
+      this.over.setAttribute("aria-label", this.data.about);
+      this.axes = make("div", stage, "kz-map-axes", this.data.axes);
+      this.buildBar(stage);
+      this.buildLegend(stage);
+      this.tip = make("div", stage, "kz-map-tip");
+      this.tip.hidden = true;
+      this.live = make("div", stage, "kz-map-live");
+      this.live.setAttribute("aria-live", "polite");
+    }
+
+    buildBar(stage) {
+      const bar = make("div", stage, "kz-map-bar");
+      const find = make("div", bar, "kz-map-find");
+      this.input = make("input", find);
+      this.input.type = "search";
+      this.input.placeholder = "find among " + this.count.toLocaleString("en-US");
+      this.hits = make("ul", find, "kz-map-hits");
+      this.hits.hidden = true;
+      this.hits.id = "kz-hits-" + Math.random().toString(36).slice(2);
+      this.hits.setAttribute("role", "listbox");
+      const set = { role: "combobox", "aria-label": "find a label", "aria-controls": this.hits.id, "aria-expanded": "false", autocomplete: "off", spellcheck: "false" };
+      Object.keys(set).forEach((key) => this.input.setAttribute(key, set[key]));
+      make("div", bar, "kz-map-space");
+      if (this.colours.length > 1) this.buildChoice(bar);
+      this.button(bar, "+", "zoom in", () => this.zoom(1.6));
+      this.button(bar, "\u2212", "zoom out", () => this.zoom(1 / 1.6));
+      this.button(bar, "\u21ba", "show all", () => this.reset());
+    }
+
+    buildChoice(bar) {
+      const choice = make("select", bar);
+      choice.setAttribute("aria-label", "colour shows");
+      this.colours.forEach((c, i) => { make("option", choice, "", "colour: " + c.name).value = String(i); });
+      choice.addEventListener("change", () => { this.shown = Number(choice.value); this.paintLegend(); this.draw(); });
+    }
+
+    button(bar, sign, label, act) {
+      const button = make("button", bar, "kz-map-button", sign);
+      button.type = "button";
+      button.title = label;
+      button.setAttribute("aria-label", label);
+      button.addEventListener("click", act);
+    }
+
+    buildLegend(stage) {
+      this.shown = 0;
+      this.legend = make("div", stage, "kz-map-legend");
+      this.legend.hidden = !this.colours.length && !this.groups;
+      if (this.groups) this.groups.names.forEach((name, i) => this.buildGroup(name, i));
+    }
+
+    buildGroup(name, i) {
+      const button = make("button", this.legend, "kz-map-group");
+      button.type = "button";
+      button.setAttribute("aria-pressed", "true");
+      make("i", button).style.background = GROUPS[i % GROUPS.length];
+      make("span", button, "", name);
+      button.addEventListener("click", () => {
+        const hide = !this.hiddenGroups.has(i);
+        if (hide) this.hiddenGroups.add(i); else this.hiddenGroups.delete(i);
+        button.setAttribute("aria-pressed", String(!hide));
+        this.draw();
+      });
+    }
+
+    paintLegend() {
+      const colour = this.colours[this.shown];
+      if (this.groups || !colour) return;
+      this.legend.replaceChildren();
+      make("div", this.legend, "", colour.name);
+      const ramp = make("canvas", this.legend, "kz-map-ramp");
+      ramp.width = 256;
+      ramp.height = 1;
+      const pen = ramp.getContext("2d");
+      this.ramp.forEach((c, i) => { pen.fillStyle = "rgb(" + c.join(",") + ")"; pen.fillRect(i, 0, 1, 1); });
+      const ends = make("div", this.legend, "kz-map-ends");
+      make("span", ends, "", short(colour.low));
+      make("span", ends, "", short(colour.high));
+    }
+
+    theme() {
+      const style = getComputedStyle(this.stage);
+      this.back = style.backgroundColor;
+      this.ink = style.color;
+      this.accent = style.getPropertyValue("--map-accent").trim() || "#c2410c";
+      this.isDark = luminance(this.back) < 110;
+      this.ramp = shades(RAMPS[this.isDark ? "dark" : "light"]);
+      this.paintLegend();
+    }
+
+    // ---- where the points are ---------------------------------------------------------------------------
+
+    resize() {
+      const box = this.stage.getBoundingClientRect();
+      if (!box.width || !box.height) return;
+      this.dpr = Math.min(window.devicePixelRatio || 1, 2);
+      const width = Math.round(box.width * this.dpr), height = Math.round(box.height * this.dpr);
+      if (width === this.width && height === this.height) return;
+      this.width = width;
+      this.height = height;
+      [this.base, this.over].forEach((c) => { c.width = width; c.height = height; });
+      this.image = this.base.getContext("2d").createImageData(width, height);
+      this.reset();
+    }
+
+    /** Turn (3-D) or copy (2-D) point i to the plane; 3-D turns about the middle of the data. */
+    turned(x, y, z) {
+      if (!this.z) return [x, y];
+      const m = this.middle, { yaw, pitch } = this.turn;
+      const a = x - m[0], b = y - m[1], c = z - m[2];
+      const right = a * Math.cos(yaw) + c * Math.sin(yaw), deep = -a * Math.sin(yaw) + c * Math.cos(yaw);
+      return [right, b * Math.cos(pitch) - deep * Math.sin(pitch)];
+    }
+
+    reset() {
+      const span = (channel) => [channel.low, channel.high];
+      const [x0, x1] = span(this.data.x), [y0, y1] = span(this.data.y), [z0, z1] = this.z ? span(this.data.z) : [0, 0];
+      this.middle = [(x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2];
+      const wide = this.z ? Math.hypot(x1 - x0, z1 - z0) : x1 - x0, tall = this.z ? Math.hypot(y1 - y0, z1 - z0) * 0.9 : y1 - y0;
+      const roomTop = 56 * this.dpr, edge = 26 * this.dpr;
+      this.scale = Math.min((this.width - 2 * edge) / (wide || 1), (this.height - roomTop - edge) / (tall || 1));
+      this.least = this.scale * 0.5;
+      this.most = this.scale * MOST_ZOOM;
+      const [u, v] = this.z ? [0, 0] : this.middle;
+      this.centre = { u, v: v + (roomTop - edge) / 2 / this.scale };
+      this.draw();
+    }
+
+    zoom(factor, px, py) {
+      const x = px === undefined ? this.width / 2 : px, y = py === undefined ? this.height / 2 : py;
+      const next = Math.min(this.most, Math.max(this.least, this.scale * factor));
+      this.centre.u += (x - this.width / 2) * (1 / this.scale - 1 / next);
+      this.centre.v -= (y - this.height / 2) * (1 / this.scale - 1 / next);
+      this.scale = next;
+      this.soon();
+    }
+
+    pan(dx, dy) {
+      this.centre.u -= dx / this.scale;
+      this.centre.v += dy / this.scale;
+      this.soon();
+    }
+
+    rotate(dx, dy) {
+      this.turn.yaw += dx / (220 * this.dpr);
+      this.turn.pitch = Math.max(-1.5, Math.min(1.5, this.turn.pitch + dy / (220 * this.dpr)));
+      this.soon();
+    }
+
+    soon() {
+      if (this.waiting) return;
+      this.waiting = true;
+      requestAnimationFrame(() => { this.waiting = false; this.draw(); });
+    }
+
+    place() {
+      const { x, y, z, sx, sy, count, scale } = this;
+      const left = this.width / 2 - this.centre.u * scale, top = this.height / 2 + this.centre.v * scale;
+      if (!z) {
+        for (let i = 0; i < count; i++) { sx[i] = left + x[i] * scale; sy[i] = top - y[i] * scale; }
+      } else {
+        const [m0, m1, m2] = this.middle, cy = Math.cos(this.turn.yaw), sn = Math.sin(this.turn.yaw);
+        const cp = Math.cos(this.turn.pitch), sp = Math.sin(this.turn.pitch);
+        for (let i = 0; i < count; i++) {
+          const a = x[i] - m0, c = z[i] - m2;
+          sx[i] = left + (a * cy + c * sn) * scale;
+          sy[i] = top - ((y[i] - m1) * cp - (c * cy - a * sn) * sp) * scale;
+        }
+      }
+      if (this.hiddenGroups.size) {
+        for (let i = 0; i < count; i++) if (this.hiddenGroups.has(this.groups.of[i])) sx[i] = -1e6;
+      }
+    }
+
+    // ---- drawing ------------------------------------------------------------------------------------------
+
+    draw() {
+      if (!this.width) return;
+      const began = performance.now();
+      this.place();
+      const seen = [];
+      const { sx, sy, width, height } = this;
+      for (let i = 0; i < this.count; i++) if (sx[i] > -9 && sy[i] > -9 && sx[i] < width + 9 && sy[i] < height + 9) seen.push(i);
+      this.seen = seen;
+      const roomy = Math.sqrt((width * height) / (seen.length + 1)) / this.dpr;
+      this.radius = Math.min(4.5, Math.max(1.05, roomy * 0.085)) * this.dpr;
+      this.paint(seen, roomy);
+      this.decorate();
+      this.root.dataset.redraw = (performance.now() - began).toFixed(1);
+    }
+
+    paint(seen, roomy) {
+      const pixels = this.image.data;
+      pixels.fill(0);
+      const { reach, spots } = brush(this.radius), { sx, sy, width, height } = this;
+      const alpha = roomy < 6 ? 0.62 : 0.85;
+      const colour = this.painter();
+      for (let n = seen.length - 1; n >= 0; n--) {      // the first rows are painted last: they are the frequent ones
+        const i = seen[n], px = Math.round(sx[i]), py = Math.round(sy[i]);
+        if (px < reach || py < reach || px >= width - reach || py >= height - reach) continue;
+        const [r, g, b] = colour(i);
+        for (let s = 0; s < spots.length; s++) {
+          const spot = spots[s], at = 4 * ((py + spot[1]) * width + px + spot[0]);
+          const a = alpha * spot[2], under = (pixels[at + 3] / 255) * (1 - a), whole = a + under;
+          pixels[at] = (r * a + pixels[at] * under) / whole;
+          pixels[at + 1] = (g * a + pixels[at + 1] * under) / whole;
+          pixels[at + 2] = (b * a + pixels[at + 2] * under) / whole;
+          pixels[at + 3] = whole * 255;
+        }
+      }
+      this.base.getContext("2d").putImageData(this.image, 0, 0);
+    }
+
+    /** A function from point to [r, g, b]. */
+    painter() {
+      const grey = this.isDark ? [140, 146, 158] : [128, 132, 142];
+      if (this.groups) {
+        const palette = GROUPS.map(rgb), of = this.groups.of;
+        return (i) => palette[of[i] % palette.length];
+      }
+      const shown = this.colours[this.shown];
+      if (!shown) return () => (this.isDark ? [106, 160, 232] : [44, 98, 170]);
+      const { values, low, high } = shown, k = 255 / (high - low || 1), ramp = this.ramp;
+      return (i) => (Number.isNaN(values[i]) ? grey : ramp[Math.max(0, Math.min(255, Math.round((values[i] - low) * k)))]);
+    }
+
+    /** Rings, names and labels, on the canvas above the points. */
+    decorate() {
+      const pen = this.over.getContext("2d");
+      pen.clearRect(0, 0, this.width, this.height);
+      pen.lineJoin = "round";
+      this.taken = [];
+      this.data.named.forEach((name) => this.nameOne(pen, name));
+      this.found.slice(0, 400).forEach((i) => this.ring(pen, i, this.radius + 3 * this.dpr, 1.4));
+      if (this.chosen >= 0) { this.ring(pen, this.chosen, this.radius + 5 * this.dpr, 2.4); this.write(pen, this.labels[this.chosen], this.sx[this.chosen], this.sy[this.chosen], true, true); }
+      if (this.hovered >= 0) this.ring(pen, this.hovered, this.radius + 3.5 * this.dpr, 2);
+      if (this.seen.length <= 2500) this.labelSome(pen);
+    }
+
+    ring(pen, i, radius, thick) {
+      pen.strokeStyle = this.accent;
+      pen.lineWidth = thick * this.dpr;
+      pen.beginPath();
+      pen.arc(this.sx[i], this.sy[i], radius, 0, 2 * Math.PI);
+      pen.stroke();
+    }
+
+    nameOne(pen, name) {
+      let at = [0, 0];
+      if (name.index !== undefined) at = [this.sx[name.index], this.sy[name.index]];
+      else {
+        const [u, v] = this.turned(name.x, name.y, name.z || 0);
+        at = [this.width / 2 + (u - this.centre.u) * this.scale, this.height / 2 - (v - this.centre.v) * this.scale];
+      }
+      pen.fillStyle = this.accent;
+      pen.strokeStyle = this.back;
+      pen.lineWidth = 2 * this.dpr;
+      pen.beginPath();
+      pen.arc(at[0], at[1], Math.max(this.radius, 3.2 * this.dpr), 0, 2 * Math.PI);
+      pen.stroke();
+      pen.fill();
+      this.write(pen, name.label, at[0], at[1], true, false);
+    }
+
+    labelSome(pen) {
+      let written = 0;
+      for (let n = 0; n < this.seen.length && written < 90; n++) {
+        const i = this.seen[n];
+        if (this.write(pen, this.labels[i], this.sx[i], this.sy[i], false, false)) written++;
+      }
+    }
+
+    /** Write a label beside a point unless it would cover another; `force` writes it all the same. */
+    write(pen, text, x, y, strong, force) {
+      const size = (strong ? 13 : 11.5) * this.dpr;
+      pen.font = (strong ? "600 " : "") + size + "px ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace";
+      const shown = text.length > 26 ? text.slice(0, 25) + "\u2026" : text;
+      const wide = pen.measureText(shown).width, gap = this.radius + 4 * this.dpr;
+      const spots = [[gap, 0], [-gap - wide, 0], [-wide / 2, -gap - size * 0.4], [-wide / 2, gap + size * 0.6]];
+      for (const [dx, dy] of strong ? spots : spots.slice(0, 1)) {
+        const box = [x + dx - 2, y + dy - size * 0.62, x + dx + wide + 2, y + dy + size * 0.62];
+        const isInside = box[0] > 0 && box[2] < this.width && box[1] > 0 && box[3] < this.height;
+        const isFree = this.taken.every((t) => box[0] > t[2] || box[2] < t[0] || box[1] > t[3] || box[3] < t[1]);
+        if (!force && !(isInside && isFree)) continue;
+        this.taken.push(box);
+        pen.textBaseline = "middle";
+        pen.strokeStyle = this.back;
+        pen.lineWidth = (strong ? 4 : 3) * this.dpr;
+        pen.strokeText(shown, x + dx, y + dy);
+        pen.fillStyle = this.ink;
+        pen.globalAlpha = strong ? 1 : 0.86;
+        pen.fillText(shown, x + dx, y + dy);
+        pen.globalAlpha = 1;
+        return true;
+      }
+      return false;
+    }
+
+    // ---- what a person does --------------------------------------------------------------------------------
+
+    listen() {
+      const over = this.over;
+      over.addEventListener("wheel", (e) => {
+        e.preventDefault();
+        const [x, y] = this.at(e);
+        this.zoom(Math.exp(-Math.max(-240, Math.min(240, e.deltaY * (e.deltaMode === 1 ? 16 : 1))) * 0.0022), x, y);
+      }, { passive: false });
+      this.fingers = new Map();
+      over.addEventListener("pointerdown", (e) => this.press(e));
+      over.addEventListener("pointermove", (e) => this.move(e));
+      ["pointerup", "pointercancel"].forEach((kind) => over.addEventListener(kind, (e) => this.release(e)));
+      over.addEventListener("pointerleave", () => this.hover(-1));
+      over.addEventListener("dblclick", (e) => { const [x, y] = this.at(e); this.zoom(2.2, x, y); });
+      over.addEventListener("keydown", (e) => this.key(e));
+      this.input.addEventListener("input", () => this.search(this.input.value));
+      this.input.addEventListener("keydown", (e) => this.searchKey(e));
+      this.input.addEventListener("blur", () => setTimeout(() => this.showHits(false), 150));
+      this.hits.addEventListener("pointerdown", (e) => {
+        const row = e.target.closest("li[data-index]");
+        if (row) { e.preventDefault(); this.choose(Number(row.dataset.index)); this.showHits(false); }
+      });
+      new ResizeObserver(() => this.resize()).observe(this.stage);
+      const again = () => { this.theme(); this.draw(); };
+      window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+      new MutationObserver(again).observe(document.documentElement, { attributes: true, attributeFilter: ["class", "data-theme", "style"] });
+    }
+
+    at(e) {
+      const box = this.over.getBoundingClientRect();
+      return [(e.clientX - box.left) * this.dpr, (e.clientY - box.top) * this.dpr];
+    }
+
+    press(e) {
+      this.over.setPointerCapture(e.pointerId);
+      this.fingers.set(e.pointerId, this.at(e));
+      this.travelled = 0;
+    }
+
+    move(e) {
+      const [x, y] = this.at(e), last = this.fingers.get(e.pointerId);
+      if (!last) { this.hover(this.nearest(x, y)); return; }
+      const dx = x - last[0], dy = y - last[1];
+      this.fingers.set(e.pointerId, [x, y]);
+      this.travelled += Math.abs(dx) + Math.abs(dy);
+      if (this.travelled < 4 * this.dpr) return;
+      this.over.classList.add("kz-dragging");
+      this.hover(-1);
+      if (this.fingers.size === 2) this.pinch(e.pointerId, last);
+      else if (this.z && !e.shiftKey) this.rotate(dx, dy);
+      else this.pan(dx, dy);
+    }
+
+    pinch(moved, before) {
+      const [id] = [...this.fingers.keys()].filter((k) => k !== moved), other = this.fingers.get(id), now = this.fingers.get(moved);
+      const was = Math.hypot(before[0] - other[0], before[1] - other[1]), is = Math.hypot(now[0] - other[0], now[1] - other[1]);
+      if (was > 0 && is > 0) this.zoom(is / was, (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+    }
+
+    release(e) {
+      if (this.fingers.delete(e.pointerId) && this.travelled < 4 * this.dpr && e.type === "pointerup") {
+        const [x, y] = this.at(e);
+        this.choose(this.nearest(x, y), true);
+      }
+      this.over.classList.remove("kz-dragging");
+    }
+
+    nearest(x, y) {
+      const { sx, sy } = this;
+      let best = -1, least = (HOVER_REACH * this.dpr) ** 2;
+      for (const i of this.seen || []) {
+        const d = (sx[i] - x) ** 2 + (sy[i] - y) ** 2;
+        if (d < least) { least = d; best = i; }
+      }
+      return best;
+    }
+
+    hover(i) {
+      if (i === this.hovered) return;
+      this.hovered = i;
+      this.decorate();
+      this.showTip(i);
+    }
+
+    showTip(i) {
+      this.tip.hidden = i < 0;
+      if (i < 0) return;
+      this.tip.replaceChildren();
+      make("div", this.tip, "kz-map-token", this.labels[i]);
+      make("div", this.tip, "kz-map-number", this.facts(i));
+      const x = this.sx[i] / this.dpr, y = this.sy[i] / this.dpr, box = this.stage.getBoundingClientRect();
+      const wide = this.tip.offsetWidth, tall = this.tip.offsetHeight;
+      this.tip.style.left = (x + 14 + wide > box.width ? Math.max(4, x - 14 - wide) : x + 14) + "px";
+      this.tip.style.top = Math.max(4, Math.min(box.height - tall - 4, y - tall / 2)) + "px";
+    }
+
+    facts(i) {
+      const parts = [this.data.row + " " + (this.data.ids ? this.data.ids[i] : this.data.first + i)];
+      if (this.groups) parts.push(this.groups.names[this.groups.of[i]]);
+      this.colours.forEach((c) => { if (c.name !== this.data.row) parts.push(c.name + " " + short(c.values[i])); });
+      return parts.join(" \u00b7 ");
+    }
+
+    choose(i, stay) {
+      this.chosen = i;
+      if (i >= 0) {
+        if (!stay) this.show(i);
+        this.live.textContent = this.labels[i] + ", " + this.facts(i);
+        const detail = { index: i, id: this.data.ids ? this.data.ids[i] : this.data.first + i, label: this.labels[i] };
+        this.root.dispatchEvent(new CustomEvent("kobza:pick", { bubbles: true, detail }));
+      }
+      this.draw();
+      this.showTip(i);
+    }
+
+    /** Bring point i to the middle, near enough to read its neighbors. */
+    show(i) {
+      const [u, v] = this.turned(this.x[i], this.y[i], this.z ? this.z[i] : 0);
+      this.scale = Math.max(this.scale, this.most / MOST_ZOOM * 8);
+      this.centre = { u, v };
+    }
+
+    key(e) {
+      const step = 60 * this.dpr;
+      const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
+      if (moves[e.key]) {
+        const [dx, dy] = moves[e.key];
+        if (this.z && !e.shiftKey) this.rotate(-dx, -dy); else this.pan(dx, dy);
+      } else if (e.key === "+" || e.key === "=") this.zoom(1.4);
+      else if (e.key === "-") this.zoom(1 / 1.4);
+      else if (e.key === "0" || e.key === "Home") this.reset();
+      else if (e.key === "/") this.input.focus();
+      else if (e.key === "Enter" || e.key === " ") this.choose(this.nearestToMiddle(), true);
+      else if (e.key === "n" || e.key === "p") this.step(e.key === "n" ? 1 : -1);
+      else if (e.key === "Escape") { this.found = []; this.choose(-1); }
+      else return;
+      e.preventDefault();
+    }
+
+    nearestToMiddle() {
+      let best = -1, least = Infinity;
+      for (const i of this.seen) {
+        const d = (this.sx[i] - this.width / 2) ** 2 + (this.sy[i] - this.height / 2) ** 2;
+        if (d < least) { least = d; best = i; }
+      }
+      return best;
+    }
+
+    step(by) {
+      const list = this.found.length ? this.found : this.seen;
+      if (list.length) this.choose(list[(list.indexOf(this.chosen) + by + list.length) % list.length], !this.found.length);
+    }
+
+    // ---- finding a label --------------------------------------------------------------------------------------
+
+    search(text) {
+      const wanted = text.toLowerCase();
+      this.found = [];
+      if (wanted) {
+        if (!this.folded) this.folded = this.labels.map((l) => l.toLowerCase());
+        const bare = (l) => l.replace(/^[\s\u2423\u00b7\u2581\u0120]/, "");
+        const rank = (i) => (this.labels[i] === text ? 0 : bare(this.labels[i]) === bare(text) ? 1 : bare(this.folded[i]) === bare(wanted) ? 2 : bare(this.folded[i]).startsWith(wanted) ? 3 : 4);
+        const plain = wanted.replace(/^\s/, "\u2423");
+        for (let i = 0; i < this.count; i++) if (this.folded[i].includes(wanted) || this.folded[i].includes(plain)) this.found.push(i);
+        const ranks = new Map(this.found.map((i) => [i, rank(i)]));
+        this.found.sort((a, b) => ranks.get(a) - ranks.get(b) || a - b);
+      }
+      this.at_hit = -1;
+      this.listHits(wanted);
+      this.decorate();
+    }
+
+    listHits(wanted) {
+      this.hits.replaceChildren();
+      this.found.slice(0, 12).forEach((i, n) => {
+        const row = make("li", this.hits);
+        row.id = this.hits.id + "-" + n;
+        row.dataset.index = String(i);
+        row.setAttribute("role", "option");
+        make("span", row, "kz-map-token", this.labels[i]);
+        make("span", row, "kz-map-number", String(this.data.ids ? this.data.ids[i] : this.data.first + i));
+      });
+      const rest = this.found.length - 12;
+      if (rest > 0) make("li", this.hits, "kz-none", rest.toLocaleString("en-US") + " more (all ringed)");
+      if (!this.found.length) make("li", this.hits, "kz-none", "no label contains this");
+      this.showHits(Boolean(wanted));
+      this.live.textContent = wanted ? this.found.length + " found" : "";
+    }
+
+    showHits(isOpen) {
+      this.hits.hidden = !isOpen;
+      this.input.setAttribute("aria-expanded", String(isOpen));
+      if (!isOpen) this.input.removeAttribute("aria-activedescendant");
+    }
+
+    searchKey(e) {
+      const most = Math.min(12, this.found.length);
+      if ((e.key === "ArrowDown" || e.key === "ArrowUp") && most) {
+        e.preventDefault();
+        this.at_hit = (this.at_hit + (e.key === "ArrowDown" ? 1 : most - (this.at_hit < 0 ? 0 : 1))) % most;
+        [...this.hits.children].forEach((row, n) => row.setAttribute("aria-selected", String(n === this.at_hit)));
+        this.input.setAttribute("aria-activedescendant", this.hits.id + "-" + this.at_hit);
+      } else if (e.key === "Enter" && most) {
+        e.preventDefault();
+        this.choose(this.found[Math.max(0, this.at_hit)]);
+        this.showHits(false);
+      } else if (e.key === "Escape") {
+        this.input.value = "";
+        this.search("");
+        this.over.focus();
+      }
+    }
+  }
+
+  /** Start every map below `within` that has not started; called again after HTML was put in by script. */
+  window.kobzaMaps = function (within) {
+    (within || document).querySelectorAll("figure.kz-map:not([data-ready])").forEach((root) => {
+      root.dataset.ready = "starting";
+      root.kobzaMap = new PointMap(root);
+    });
+  };
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", () => window.kobzaMaps());
+  else window.kobzaMaps();
+})();
