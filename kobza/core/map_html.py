@@ -45,7 +45,7 @@ HINT = (
 def assets() -> tuple[str, str]:
     """The style sheet and the script of the map, as text."""
     folder = files("kobza.core") / "assets"
-    scripts = [(folder / name).read_text("utf-8") for name in ("map_points.js", "map.js")]
+    scripts = [(folder / name).read_text("utf-8") for name in ("map_points.js", "map_hands.js", "map.js")]
     return (folder / "map.css").read_text("utf-8"), "\n".join(scripts)
 
 
