@@ -53,12 +53,12 @@ def map_html(figure: Any, *, script: bool = True) -> str:
     """A figure of kind "map" as one HTML fragment that works wherever it is put.
 
     Args:
-        figure: an object with `.data` (see the module), `.title`, `.caption`, `.x`, `.y` [axis names].
+        figure: an object with `.data` (see the module), `.title`, `.x`, `.y` [axis names].
         script: put style sheet and script into the fragment; False for pages that load `assets()` once themselves
             (a page that adds fragments later calls `kobzaMaps(element)`).
 
     Returns:
-        A `<figure>` element.
+        A `<div>` element; the caption is left to the page around it.
 
     Raises:
         BadValue: no points, lists of unequal length, or a position that is not a finite number.
@@ -67,13 +67,12 @@ def map_html(figure: Any, *, script: bool = True) -> str:
     style, code = assets() if script else ("", "")
     hint = HINT.format(turn=" (with Shift: shift the view)" if figure.data.get("z") is not None else "")
     title = f'<p class="kz-map-title">{html.escape(figure.title)}</p>' if figure.title else ""
-    caption = f"<figcaption>{html.escape(figure.caption)}</figcaption>" if figure.caption else ""
     return (
         (f"<style>{style}</style>" if script else "")
-        + f'<figure class="kz-map">{title}<div class="kz-map-place">'
+        + f'<div class="kz-map">{title}<div class="kz-map-place">'
         + "<noscript>This map needs JavaScript; the same figures are in the table beside it.</noscript></div>"
-        + f'{caption}<p class="kz-map-hint">{html.escape(hint)}</p>'
-        + f'<script type="application/json">{block}</script></figure>'
+        + f'<p class="kz-map-hint">{html.escape(hint)}</p>'
+        + f'<script type="application/json">{block}</script></div>'
         + (f"<script>{code}</script>" if script else "")
     )
 
@@ -95,7 +94,7 @@ def payload(figure: Any) -> dict[str, Any]:
     if ids != list(range(first, first + count)):
         block["ids"] = ids
     block["row"] = str(_given(data, "row", "id"))
-    block["colours"] = [_channel(name, values, count) for name, values in _channels(data).items()]
+    block["colors"] = [_channel(name, values, count) for name, values in _channels(data).items()]
     if data.get("groups") is not None:
         block["groups"] = _groups(data, count)
     block["named"] = [_named(name, count) for name in _given(data, "named", [])]

@@ -1,6 +1,6 @@
 /* The map of many points: canvas 2-D, no WebGL, no library, no eval; works from file://.
  *
- * Every <figure class="kz-map"> holds a JSON block written by core/map_html.py. Points are blended into one
+ * Every <div class="kz-map"> holds a JSON block written by core/map_html.py. Points are blended into one
  * ImageData by hand, because 49,152 canvas calls a frame are too slow. Names and units:
  *   u, v     a point in the unit of the data after turning (3-D only), both axes on one scale
  *   sx, sy   the same point in device pixels; points outside the view lie outside the canvas
@@ -21,7 +21,7 @@
       this.y = numbers(data.y);
       this.z = data.z ? numbers(data.z) : null;
       this.count = this.x.length;
-      this.colours = data.colours.map((c) => ({ name: c.name, low: c.from, high: c.to, values: numbers(c) }));
+      this.colors = data.colors.map((c) => ({ name: c.name, low: c.from, high: c.to, values: numbers(c) }));
       this.groups = data.groups ? { names: data.groups.names, of: decode(data.groups.codes) } : null;
       this.hiddenGroups = new Set();
       this.sx = new Float32Array(this.count);
@@ -69,7 +69,7 @@
       const set = { role: "combobox", "aria-label": "find a label", "aria-controls": this.hits.id, "aria-expanded": "false", autocomplete: "off", spellcheck: "false" };
       Object.keys(set).forEach((key) => this.input.setAttribute(key, set[key]));
       make("div", bar, "kz-map-space");
-      if (this.colours.length > 1) this.buildChoice(bar);
+      if (this.colors.length > 1) this.buildChoice(bar);
       this.button(bar, "+", "zoom in", () => this.zoom(1.6));
       this.button(bar, "\u2212", "zoom out", () => this.zoom(1 / 1.6));
       this.button(bar, "\u21ba", "show all", () => this.reset());
@@ -77,8 +77,8 @@
 
     buildChoice(bar) {
       const choice = make("select", bar);
-      choice.setAttribute("aria-label", "colour shows");
-      this.colours.forEach((c, i) => { make("option", choice, "", "colour: " + c.name).value = String(i); });
+      choice.setAttribute("aria-label", "color shows");
+      this.colors.forEach((c, i) => { make("option", choice, "", "color: " + c.name).value = String(i); });
       choice.addEventListener("change", () => { this.shown = Number(choice.value); this.paintLegend(); this.draw(); });
     }
 
@@ -93,7 +93,7 @@
     buildLegend(stage) {
       this.shown = 0;
       this.legend = make("div", stage, "kz-map-legend");
-      this.legend.hidden = !this.colours.length && !this.groups;
+      this.legend.hidden = !this.colors.length && !this.groups;
       if (this.groups) this.groups.names.forEach((name, i) => this.buildGroup(name, i));
     }
 
@@ -112,18 +112,18 @@
     }
 
     paintLegend() {
-      const colour = this.colours[this.shown];
-      if (this.groups || !colour) return;
+      const color = this.colors[this.shown];
+      if (this.groups || !color) return;
       this.legend.replaceChildren();
-      make("div", this.legend, "", colour.name);
+      make("div", this.legend, "", color.name);
       const ramp = make("canvas", this.legend, "kz-map-ramp");
       ramp.width = 256;
       ramp.height = 1;
       const pen = ramp.getContext("2d");
       this.ramp.forEach((c, i) => { pen.fillStyle = "rgb(" + c.join(",") + ")"; pen.fillRect(i, 0, 1, 1); });
       const ends = make("div", this.legend, "kz-map-ends");
-      make("span", ends, "", short(colour.low));
-      make("span", ends, "", short(colour.high));
+      make("span", ends, "", short(color.low));
+      make("span", ends, "", short(color.high));
     }
 
     theme() {
@@ -144,11 +144,13 @@
       this.dpr = Math.min(window.devicePixelRatio || 1, 2);
       const width = Math.round(box.width * this.dpr), height = Math.round(box.height * this.dpr);
       if (width === this.width && height === this.height) return;
+      const before = this.width;
       this.width = width;
       this.height = height;
       [this.base, this.over].forEach((c) => { c.width = width; c.height = height; });
       this.image = this.base.getContext("2d").createImageData(width, height);
-      this.reset();
+      if (!before || !this.isMoved) this.reset();
+      else { this.scale *= width / before; this.draw(); }
     }
 
     /** Turn (3-D) or copy (2-D) point i to the plane; 3-D turns about the middle of the data. */
@@ -161,6 +163,7 @@
     }
 
     reset() {
+      this.isMoved = false;
       const span = (channel) => [channel.low, channel.high];
       const [x0, x1] = span(this.data.x), [y0, y1] = span(this.data.y), [z0, z1] = this.z ? span(this.data.z) : [0, 0];
       this.middle = [(x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2];
@@ -196,6 +199,7 @@
     }
 
     soon() {
+      this.isMoved = true;
       if (this.waiting) return;
       this.waiting = true;
       requestAnimationFrame(() => { this.waiting = false; this.draw(); });
@@ -231,9 +235,10 @@
       for (let i = 0; i < this.count; i++) if (sx[i] > -9 && sy[i] > -9 && sx[i] < width + 9 && sy[i] < height + 9) seen.push(i);
       this.seen = seen;
       const roomy = Math.sqrt((width * height) / (seen.length + 1)) / this.dpr;
-      this.radius = Math.min(4.5, Math.max(1.05, roomy * 0.085)) * this.dpr;
+      this.radius = Math.min(4.5, Math.max(1.05, roomy * 0.12)) * this.dpr;
       this.paint(seen, roomy);
       this.decorate();
+      this.showTip(this.hovered >= 0 ? this.hovered : this.chosen);
       this.root.dataset.redraw = (performance.now() - began).toFixed(1);
     }
 
@@ -242,11 +247,11 @@
       pixels.fill(0);
       const { reach, spots } = brush(this.radius), { sx, sy, width, height } = this;
       const alpha = roomy < 6 ? 0.62 : 0.85;
-      const colour = this.painter();
+      const color = this.painter();
       for (let n = seen.length - 1; n >= 0; n--) {      // the first rows are painted last: they are the frequent ones
         const i = seen[n], px = Math.round(sx[i]), py = Math.round(sy[i]);
         if (px < reach || py < reach || px >= width - reach || py >= height - reach) continue;
-        const [r, g, b] = colour(i);
+        const [r, g, b] = color(i);
         for (let s = 0; s < spots.length; s++) {
           const spot = spots[s], at = 4 * ((py + spot[1]) * width + px + spot[0]);
           const a = alpha * spot[2], under = (pixels[at + 3] / 255) * (1 - a), whole = a + under;
@@ -266,7 +271,7 @@
         const palette = GROUPS.map(rgb), of = this.groups.of;
         return (i) => palette[of[i] % palette.length];
       }
-      const shown = this.colours[this.shown];
+      const shown = this.colors[this.shown];
       if (!shown) return () => (this.isDark ? [106, 160, 232] : [44, 98, 170]);
       const { values, low, high } = shown, k = 255 / (high - low || 1), ramp = this.ramp;
       return (i) => (Number.isNaN(values[i]) ? grey : ramp[Math.max(0, Math.min(255, Math.round((values[i] - low) * k)))]);
@@ -280,9 +285,15 @@
       this.taken = [];
       this.data.named.forEach((name) => this.nameOne(pen, name));
       this.found.slice(0, 400).forEach((i) => this.ring(pen, i, this.radius + 3 * this.dpr, 1.4));
-      if (this.chosen >= 0) { this.ring(pen, this.chosen, this.radius + 5 * this.dpr, 2.4); this.write(pen, this.labels[this.chosen], this.sx[this.chosen], this.sy[this.chosen], true, true); }
+      if (this.chosen >= 0) this.markChosen(pen);
       if (this.hovered >= 0) this.ring(pen, this.hovered, this.radius + 3.5 * this.dpr, 2);
-      if (this.seen.length <= 2500) this.labelSome(pen);
+      if (this.scale > (this.most / MOST_ZOOM) * 5 || this.count <= 400) this.labelSome(pen);
+    }
+
+    markChosen(pen) {
+      this.ring(pen, this.chosen, this.radius + 5 * this.dpr, 2.4);
+      if (this.data.named.some((name) => name.index === this.chosen)) return;
+      this.write(pen, this.labels[this.chosen], this.sx[this.chosen], this.sy[this.chosen], true, true);
     }
 
     ring(pen, i, radius, thick) {
@@ -312,7 +323,7 @@
 
     labelSome(pen) {
       let written = 0;
-      for (let n = 0; n < this.seen.length && written < 90; n++) {
+      for (let n = 0; n < Math.min(this.seen.length, 1500) && written < 90; n++) {
         const i = this.seen[n];
         if (this.write(pen, this.labels[i], this.sx[i], this.sy[i], false, false)) written++;
       }
@@ -349,7 +360,7 @@
 
   /** Start every map below `within` that has not started; called again after HTML was put in by script. */
   window.kobzaMaps = function (within) {
-    (within || document).querySelectorAll("figure.kz-map:not([data-ready])").forEach((root) => {
+    (within || document).querySelectorAll(".kz-map:not([data-ready])").forEach((root) => {
       root.dataset.ready = "starting";
       root.kobzaMap = new PointMap(root);
     });

@@ -86,12 +86,13 @@
       if (i === this.hovered) return;
       this.hovered = i;
       this.decorate();
-      this.showTip(i);
+      this.showTip(i >= 0 ? i : this.chosen);
     },
 
     showTip(i) {
-      this.tip.hidden = i < 0;
-      if (i < 0) return;
+      const isSeen = i >= 0 && this.sx[i] >= 0 && this.sy[i] >= 0 && this.sx[i] <= this.width && this.sy[i] <= this.height;
+      this.tip.hidden = !isSeen;
+      if (!isSeen) return;
       this.tip.replaceChildren();
       make("div", this.tip, "kz-map-token", this.labels[i]);
       make("div", this.tip, "kz-map-number", this.facts(i));
@@ -104,7 +105,7 @@
     facts(i) {
       const parts = [this.data.row + " " + (this.data.ids ? this.data.ids[i] : this.data.first + i)];
       if (this.groups) parts.push(this.groups.names[this.groups.of[i]]);
-      this.colours.forEach((c) => { if (c.name !== this.data.row) parts.push(c.name + " " + short(c.values[i])); });
+      this.colors.forEach((c) => { if (c.name !== this.data.row) parts.push(c.name + " " + short(c.values[i])); });
       return parts.join(" \u00b7 ");
     },
 
@@ -117,11 +118,11 @@
         this.root.dispatchEvent(new CustomEvent("kobza:pick", { bubbles: true, detail }));
       }
       this.draw();
-      this.showTip(i);
     },
 
     /** Bring point i to the middle, near enough to read its neighbors. */
     show(i) {
+      this.isMoved = true;
       const [u, v] = this.turned(this.x[i], this.y[i], this.z ? this.z[i] : 0);
       this.scale = Math.max(this.scale, this.most / MOST_ZOOM * 8);
       this.centre = { u, v };

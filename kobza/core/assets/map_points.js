@@ -1,14 +1,14 @@
-/* Parts of the map: numbers out of base64, colours, brushes, small DOM help. Used by map_hands.js and map.js. */
+/* Parts of the map: numbers out of base64, colors, brushes, small DOM help. Used by map_hands.js and map.js. */
 (function () {
   "use strict";
 
-  // Ends are cut so that no colour vanishes into its background; light: dark violet -> ochre, dark: blue -> yellow.
+  // Ends are cut so that no color vanishes into its background; light: dark violet -> ochre, dark: blue -> yellow.
   const RAMPS = {
     light: ["#3b0f70", "#3f3d9e", "#31688e", "#1f8a84", "#35a15a", "#83a91f", "#d09a06"],
     dark: ["#5a4fcf", "#3f7fd4", "#28a3b8", "#35bf8a", "#7ad151", "#c8de3a", "#fde725"],
   };
   const GROUPS = ["#3b82c4", "#e07b28", "#2e9e6b", "#cc4b7a", "#8a63c9", "#a8862b", "#2aa5b0", "#d2553d", "#7b8794"];
-  const NOTHING = 65535;          // the code of "no value" in a colour channel
+  const NOTHING = 65535;          // the code of "no value" in a color channel
   const MOST_ZOOM = 250;
   const HOVER_REACH = 14;         // CSS pixels from the pointer to the nearest point
 
@@ -34,12 +34,12 @@
     return [n >> 16, (n >> 8) & 255, n & 255];
   }
 
-  /** 256 colours, linear between the stops of a ramp. */
+  /** 256 colors, linear between the stops of a ramp. */
   function shades(stops) {
-    const colours = stops.map(rgb), out = [];
+    const colors = stops.map(rgb), out = [];
     for (let i = 0; i < 256; i++) {
-      const place = (i / 255) * (colours.length - 1), at = Math.min(Math.floor(place), colours.length - 2);
-      out.push(colours[at].map((c, j) => Math.round(c + (place - at) * (colours[at + 1][j] - c))));
+      const place = (i / 255) * (colors.length - 1), at = Math.min(Math.floor(place), colors.length - 2);
+      out.push(colors[at].map((c, j) => Math.round(c + (place - at) * (colors[at + 1][j] - c))));
     }
     return out;
   }
@@ -71,8 +71,8 @@
     return { reach, spots };
   }
 
-  function luminance(colour) {
-    const part = (colour.match(/[\d.]+/g) || [255, 255, 255]).map(Number);
+  function luminance(color) {
+    const part = (color.match(/[\d.]+/g) || [255, 255, 255]).map(Number);
     return 0.3 * part[0] + 0.59 * part[1] + 0.11 * part[2];
   }
 
