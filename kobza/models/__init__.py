@@ -1,0 +1,1 @@
+"""Opened models: their matrices, their sites, forward passes, forks and saving."""

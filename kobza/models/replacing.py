@@ -1,0 +1,121 @@
+"""Forks of a module that share every tensor, and the replacing of single weights in them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kobza.core.errors import BadValue, NotFinite, WrongTensors
+from kobza.models.factored import Factored, Factors, factored_like
+from kobza.models.matrices import Matrix
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of the module tree, with its own config, in which every parameter and buffer is the same object.
+
+    Cost: no tensor memory; about 0.05 s for 30 blocks. Hooks of ours are not copied.
+    """
+    memo: dict[int, Any] = {id(p): p for p in module.parameters()}
+    memo.update({id(b): b for b in module.buffers()})
+    twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "of_kobza", False)]:
+                del hooks[key]
+    return twin
+
+
+def put(module: nn.Module, matrix: Matrix, value: Tensor | Factors) -> None:
+    """Put a new value in the place of one weight of `module`; other places that shared the tensor keep the old one.
+
+    Raises:
+        WrongTensors: the shape differs from the matrix's.
+        NotFinite: the value holds NaN or infinity.
+        BadValue: factors for something that cannot be used factored (a vector, a shifted table of positions).
+    """
+    owner, _, leaf = matrix.parameter.rpartition(".")
+    holder = module.get_submodule(owner)
+    _check(matrix, value)
+    dtype = getattr(torch, matrix.dtype)
+    if isinstance(value, Factors):
+        twin = factored_like(holder, frozen(value.A, dtype), frozen(value.B, dtype)) if leaf == "weight" else None
+        if twin is None:
+            raise BadValue(f"{matrix.name!r} cannot be stored as two factors.", "Give the product, a dense tensor.")
+        _set_module(module, owner, twin)
+        return
+    if isinstance(holder, Factored):
+        holder = dense_like(holder)
+        _set_module(module, owner, holder)
+        value = value.detach()
+    setattr(holder, leaf, frozen(value.T if matrix.is_transposed else value, dtype))
+
+
+def tie_ends(module: nn.Module, embed_in: str, embed_out: str) -> None:
+    """Make the output end use the very tensors of the input end (dense or factored)."""
+    source, target = module.get_submodule(embed_in), module.get_submodule(embed_out)
+    if isinstance(source, Factored):
+        twin = factored_like(target, source.A, source.B)
+        assert twin is not None, "an output head is linear"
+        _set_module(module, embed_out, twin)
+        return
+    if isinstance(target, Factored):
+        target = dense_like(target)
+        _set_module(module, embed_out, target)
+    target.weight = source.weight
+
+
+def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """Return the values as a parameter without gradient, contiguous, never an inference tensor.
+
+    A tensor that is already so is not copied.
+    """
+    values = tensor.detach().to(dtype).contiguous()
+    return nn.Parameter(values.clone() if values.is_inference() else values, requires_grad=False)
+
+
+def dense_like(factored: Factored) -> nn.Module:
+    """Return the plain linear layer or embedding that a factored one stands for, its weight the product."""
+    weight = frozen(factored.weight, factored.A.dtype)
+    if hasattr(factored, "out_features"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        linear.weight, linear.bias = weight, factored.bias
+        return linear
+    plain = nn.Embedding(*weight.shape, device="meta") if not hasattr(factored, "embed_scale") else _Scaled(factored)
+    plain.weight = weight
+    return plain
+
+
+class _Scaled(nn.Embedding):
+    """A table of embeddings whose vectors are multiplied by a scale of the family (Gemma)."""
+
+    def __init__(self, like: Any) -> None:
+        super().__init__(like.num_embeddings, like.embedding_dim, device="meta")
+        self.register_buffer("embed_scale", like.embed_scale, persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)
+
+
+def _set_module(root: nn.Module, path: str, part: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    part.train(root.training)
+    setattr(root.get_submodule(parent), leaf, part)
+
+
+def _check(matrix: Matrix, value: Tensor | Factors) -> None:
+    if tuple(value.shape) != matrix.shape:
+        seen, wanted = (" x ".join(map(str, shape)) for shape in (value.shape, matrix.shape))
+        raise WrongTensors(f"{matrix.name!r} is {wanted}; the tensor given is {seen}.")
+    for tensor in (value.A, value.B) if isinstance(value, Factors) else (value,):
+        if not bool(torch.isfinite(tensor).all()):
+            raise NotFinite(f"the new values of {matrix.name!r} hold NaN or infinity.")
+
+
+def complete(tensors: Mapping[str, Tensor | Factors]) -> None:
+    """Refuse a call that names both `embed` and one of its ends."""
+    if "embed" in tensors and tensors.keys() & {"embed.in", "embed.out"}:
+        raise BadValue("'embed' means both ends: give it alone, or 'embed.in' and 'embed.out'.")
