@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import math
 import re
 import textwrap
@@ -25,6 +26,7 @@ from kobza.core.errors import BadValue, OutOfRange, UnknownOption, guess
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _SCALARS = {"int": "int", "float": "float", "str": "str", "bool": "bool"}
 _REQUIRED = inspect.Parameter.empty
+_PART = re.compile(r"""[^,=]*=\s*(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')\s*(?=,|$)|[^,]*""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def parse(spec: str) -> Step:
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", name.strip()):
         raise BadValue(f"{spec!r} does not start with a name.", "Write name:option=value,option=value")
     values: dict[str, Any] = {}
-    for part in _split(rest, spec):
+    for part in _split(rest):
         key, equals, value = part.partition("=")
         if not equals or not key.strip().isidentifier():
             raise BadValue(f"{part!r} in {spec!r} is not option=value.", "Write name:option=value,option=value")
@@ -368,36 +370,30 @@ def _within(option: Option, value: Any, what: str) -> None:
             raise OutOfRange(f"{what}: {option.name}={word(value)} is out of range; allowed: {option.allowed()}.")
 
 
-def _split(rest: str, spec: str) -> list[str]:
+def _split(rest: str) -> list[str]:
     """Cut at commas that stand outside quotes."""
-    parts, quote, begin = [], "", 0
-    for i, c in enumerate(rest):
-        if quote:
-            quote = "" if c == quote and rest[i - 1] != "\\" else quote
-        elif c in "\"'" and rest[i - 1] == "=":
-            quote = c
-        elif c == ",":
-            parts.append(rest[begin:i])
-            begin = i + 1
-    if quote:
-        raise BadValue(f"a quote is not closed in {spec!r}.")
-    last = rest[begin:]
-    return [*parts, last] if last.strip() or parts else []
+    if not rest.strip():
+        return []
+    parts, at = [], 0
+    while True:
+        match = _PART.match(rest, at)
+        assert match  # the second alternative matches anything, the empty text too
+        parts.append(match.group())
+        if match.end() == len(rest):
+            return parts
+        at = match.end() + 1
 
 
 def _unquote(value: str, spec: str) -> str:
     stripped = value.strip()
-    if len(stripped) >= 2 and stripped[0] in "\"'" and stripped[-1] == stripped[0]:
-        try:
-            return str(ast.literal_eval(stripped))
-        except (ValueError, SyntaxError):
-            raise BadValue(f"{stripped!r} in {spec!r} is not a quoted text.") from None
-    return stripped
+    if not stripped.startswith(("'", '"')):
+        return stripped
+    try:
+        return str(ast.literal_eval(stripped))
+    except (ValueError, SyntaxError):
+        raise BadValue(f"{stripped!r} in {spec!r} is not a quoted text.", "A quote must be closed.") from None
 
 
 def _quote(text: str) -> str:
-    plain = text and text == text.strip() and text.isprintable() and not any(c in text for c in ",\"'+")
-    if plain:
-        return text
-    # double quotes by hand: repr may choose single ones, which a shell user has to escape differently
-    return '"' + text.encode("unicode_escape").decode().replace('"', '\\"') + '"' if "\\" not in text else repr(text)
+    plain = text and text == text.strip() and text.isprintable() and not any(c in text for c in ",\"'+\\")
+    return text if plain else json.dumps(text, ensure_ascii=False)
