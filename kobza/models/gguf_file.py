@@ -1,0 +1,147 @@
+"""GGUF files: tensors mapped, dequantized and named as transformers names them, bit for bit.
+
+Values come from `gguf.quants`, the reference implementation in numpy. Names and layouts (llama.cpp permutes the rows
+of q and k, transposes GPT-2, adds one to Gemma's norms ...) are undone by transformers' own tensor processors.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kobza.core.errors import Corrupt, WrongTensors
+from kobza.core.progress import task
+from kobza.models.gguf_config import PLAIN, config_dict, tokenizer
+from kobza.models.gguf_header import TYPES, Header, TensorInfo, read_header
+from kobza.tokens.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file of weights amounts to.
+
+    Attributes:
+        config: values of the transformers configuration.
+        tensors: float32 weights by transformers' names.
+        tokenizer: the vocabulary of the file.
+        notes: what a reader should know.
+        licence: as the file states it.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    tokenizer: Tokenizer
+    notes: tuple[str, ...] = ()
+    licence: str = ""
+
+
+def read(path: Path, name: str) -> Contents:
+    """Read a GGUF file whole.
+
+    Raises:
+        Corrupt, Truncated: the file is not sound.
+        WrongTensors: it has tensors that its architecture does not know, or of a type that cannot be read.
+    """
+    header = read_header(path)
+    config = config_dict(header)
+    vocabulary = tokenizer(header, name)
+    notes = (f"weights dequantized from {_types(header)}",)
+    licence = header.fields.get("general.license", "")
+    return Contents(config, _tensors(header, config), vocabulary, notes, licence if isinstance(licence, str) else "")
+
+
+def is_plain(header: Header) -> bool:
+    """Say whether this module reads the architecture itself."""
+    return header.architecture in PLAIN
+
+
+def _types(header: Header) -> str:
+    counts: dict[str, int] = {}
+    for info in header.tensors.values():
+        counts[info.type_name] = counts.get(info.type_name, 0) + 1
+    return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _tensors(header: Header, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config)
+    names = _names(config, processor)
+    placed: dict[str, torch.Tensor] = {}
+    collected: dict[str, Any] = {"tensors": placed}  # some processors put their result here themselves
+    surplus = []
+    for info, values in _dequantized(header):
+        result = processor.process(
+            weights=values, name=info.name, tensor_key_mapping=names, parsed_parameters=collected
+        )
+        if result.name in names:
+            placed[names[result.name]] = torch.from_numpy(np.ascontiguousarray(result.weights))
+        elif result.name is not None:
+            surplus.append(info.name)
+    _refuse_surplus(header, surplus)
+    return placed
+
+
+def _refuse_surplus(header: Header, surplus: list[str]) -> None:
+    # rope_freqs only repeats what the configuration says
+    surplus = [name for name in surplus if not name.startswith("rope_freqs")]
+    if surplus:
+        shown = ", ".join(surplus[:5]) + (", ..." if len(surplus) > 5 else "")
+        raise WrongTensors(
+            f"'{header.path}' has {len(surplus)} tensors that a model of its architecture "
+            f"({header.architecture}) has no place for: {shown}.",
+            "The file was made by a newer or altered converter.",
+        )
+
+
+def _names(config: dict[str, Any], processor: Any) -> dict[str, str]:
+    """Return ggml's tensor names -> transformers' for this configuration."""
+    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+    from kobza.models.building import skeleton
+
+    return dict(get_gguf_hf_weights_map(skeleton(config), processor))
+
+
+def _dequantized(header: Header) -> Iterator[tuple[TensorInfo, np.ndarray]]:
+    with open(header.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        whole = np.frombuffer(data, np.uint8)
+        try:
+            with task("dequantizing", total=len(header.tensors)) as progress:
+                for info in header.tensors.values():
+                    yield info, _values(whole, info)
+                    progress.step(note=info.name)
+        finally:
+            del whole  # the map cannot be closed while an array looks at it
+
+
+def _values(whole: np.ndarray, info: TensorInfo) -> np.ndarray:
+    """Return a tensor's values as float32 in its own memory."""
+    import gguf
+
+    raw = whole[info.offset : info.offset + info.nbytes]
+    _, block, block_bytes = TYPES[info.type]
+    kind = gguf.GGMLQuantizationType(info.type)
+    if block == 1:
+        return _plain_values(raw, info).reshape(info.shape)
+    rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * block_bytes)
+    try:
+        return np.asarray(gguf.dequantize(rows, kind))
+    except NotImplementedError:
+        raise Corrupt(
+            f"'{info.name}' is stored as {info.type_name}, which cannot be dequantized.",
+            "Convert the file to another type, e.g. Q8_0.",
+        ) from None
+
+
+def _plain_values(raw: np.ndarray, info: TensorInfo) -> np.ndarray:
+    if info.type_name == "BF16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    types = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+    return raw.view(types[info.type_name]).astype(np.float32)
