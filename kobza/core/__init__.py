@@ -1,1 +1,1 @@
-"""The ground floor: errors, tables, results, pictures, options, techniques, files, texts. Imports nothing of ours above it."""
+"""The ground floor: errors, tables, results, pictures, options, techniques, files, texts."""

@@ -32,6 +32,7 @@ KINDS = {
 }
 # Okabe & Ito's palette, legible on light and dark ground and to the color-blind
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"]
+RULE: dict[str, Any] = {"color": "#888888", "linewidth": 0.9, "linestyle": ":"}
 INK = "#010203"  # stands for the text color; in an SVG it becomes currentColor, so that it follows the page's theme
 
 
@@ -128,16 +129,14 @@ class Figure:
     def _bytes(self, *, format: str, ink: str, ground: str, dpi: int = 100) -> bytes:
         import matplotlib as mpl
 
-        style = {
-            name: ink for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-        }
+        style = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
         # svg.hashsalt: without it the ids, and so the file, differ from run to run
         style |= {"svg.fonttype": "none", "svg.hashsalt": "kobza", "font.family": "sans-serif", "axes.titlecolor": ink}
         out = io.BytesIO()
         with mpl.rc_context(style):
-            drawn = self.axes().figure
-            options = {"metadata": {"Date": None}} if format == "svg" else {"dpi": dpi}
-            drawn.savefig(out, format=format, facecolor=ground, bbox_inches="tight", **options)  # type: ignore[arg-type]
+            drawn: Any = self.axes().figure
+            options: dict[str, Any] = {"metadata": {"Date": None}} if format == "svg" else {"dpi": dpi}
+            drawn.savefig(out, format=format, facecolor=ground, bbox_inches="tight", **options)
         return out.getvalue()
 
 
@@ -160,25 +159,14 @@ def _lines(ax: Axes, data: Mapping[str, Any]) -> None:
         if line.get("low") is not None and line.get("high") is not None:
             low, high = ([np.nan if v is None else v for v in line[k]] for k in ("low", "high"))
             ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    for rule, draw in ((data.get("hlines", []), "axhline"), (data.get("vlines", []), "axvline")):
-        for mark in rule:
-            at = mark["y"] if draw == "axhline" else mark["x"]
-            getattr(ax, draw)(at, color="#888888", linewidth=0.9, linestyle=":")
-            where = (
-                (1.0, at, ax.get_yaxis_transform(), "right")
-                if draw == "axhline"
-                else (at, 1.0, ax.get_xaxis_transform(), "left")
-            )
-            ax.text(
-                where[0],
-                where[1],
-                mark.get("label", ""),
-                transform=where[2],
-                ha=where[3],
-                va="bottom",
-                fontsize=8,
-                color="#888888",
-            )
+    for mark in data.get("hlines", []):
+        ax.axhline(mark["y"], **RULE)
+        place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        ax.text(1.0, mark["y"], mark.get("label", ""), fontsize=8, color=RULE["color"], **place)
+    for mark in data.get("vlines", []):
+        ax.axvline(mark["x"], **RULE)
+        place = {"transform": ax.get_xaxis_transform(), "ha": "left", "va": "top"}
+        ax.text(mark["x"], 1.0, mark.get("label", ""), fontsize=8, color=RULE["color"], **place)
     if data.get("logx"):
         ax.set_xscale("log")
     if data.get("logy"):
@@ -208,7 +196,7 @@ def _image(ax: Axes, data: Mapping[str, Any]) -> None:
     finite = values[np.isfinite(values)]
     diverging = data.get("diverging", bool(finite.size) and finite.min() < 0 < finite.max())
     span = float(np.abs(finite).max()) if finite.size else 1.0
-    limits = {"vmin": -span, "vmax": span} if diverging else {}
+    limits: dict[str, Any] = {"vmin": -span, "vmax": span} if diverging else {}
     shown = ax.imshow(
         values, aspect="auto", interpolation="nearest", cmap="RdBu_r" if diverging else "viridis", **limits
     )
@@ -216,7 +204,9 @@ def _image(ax: Axes, data: Mapping[str, Any]) -> None:
     for axis, names in ((ax.yaxis, data.get("rows")), (ax.xaxis, data.get("columns"))):
         if names is not None:
             step = max(1, len(names) // 30)
-            turned = {"rotation": 90} if axis is ax.xaxis and max(map(len, map(str, names)), default=0) > 3 else {}
+            turned: dict[str, Any] = (
+                {"rotation": 90} if axis is ax.xaxis and max(map(len, map(str, names)), default=0) > 3 else {}
+            )
             axis.set_ticks(range(0, len(names), step), [show(n) for n in names[::step]], fontsize=7, **turned)
     if data.get("marks") is not None:
         rows, columns = np.nonzero(np.asarray(data["marks"], dtype=bool))
@@ -226,7 +216,7 @@ def _image(ax: Axes, data: Mapping[str, Any]) -> None:
 def _points(ax: Axes, data: Mapping[str, Any]) -> None:
     color = data.get("color")
     size = 12 if len(data["x"]) < 500 else 2
-    style = {"c": color, "cmap": "viridis"} if color is not None else {"color": COLORS[0]}
+    style: dict[str, Any] = {"c": color, "cmap": "viridis"} if color is not None else {"color": COLORS[0]}
     ax.scatter(data["x"], data["y"], s=size, linewidths=0, alpha=0.7, rasterized=len(data["x"]) > 2000, **style)
     for mark in data.get("named", []):
         ax.plot(mark["x"], mark["y"], "o", color=COLORS[1], markersize=4)

@@ -155,7 +155,7 @@ def _groups(data: Mapping[str, Any], count: int) -> dict[str, Any]:
     names = [str(name) for name in _given(data, "group_names", [])]
     groups = np.asarray(data["groups"], dtype=np.int64)
     _same_length("groups", groups, count)
-    if len(groups) and not (0 <= groups.min() and groups.max() < len(names)):
+    if len(groups) and not (groups.min() >= 0 and groups.max() < len(names)):
         raise BadValue(f"groups reach from {groups.min()} to {groups.max()}, but group_names has {len(names)} names")
     return {"names": names, "codes": base64.b64encode(groups.astype("<u2").tobytes()).decode("ascii")}
 

@@ -25,6 +25,7 @@ from kobza.core.errors import BadValue, OutOfRange, UnknownOption, guess
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _SCALARS = {"int": "int", "float": "float", "str": "str", "bool": "bool"}
+_HOUSE = Path(__file__).resolve().parents[1]
 _REQUIRED = inspect.Parameter.empty
 _PART = re.compile(r"""[^,=]*=\s*(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')\s*(?=,|$)|[^,]*""", re.DOTALL)
 
@@ -92,10 +93,10 @@ def options(function: Callable[..., Any]) -> list[Option]:
 def options_in(source: str | Path, function: str) -> list[Option]:
     """Return the options of a function in a source file without importing it (torch stays out of `--help`).
 
-    Defaults must be literals or names of constants at the top of the same file.
+    Defaults must be literals, or names of constants of the same file or of a module of ours it imports them from.
     """
-    tree = ast.parse(Path(source).read_text(encoding="utf-8") if isinstance(source, Path) else source)
-    constants = _constants(tree)
+    tree = ast.parse(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+    constants = _imported(tree) | _constants(tree)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
@@ -294,11 +295,24 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
     return found
 
 
+def _imported(tree: ast.Module) -> dict[str, Any]:
+    """Return the constants that come by `from kobza.room.module import NAME`."""
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kobza."):
+            file = _HOUSE.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")
+            wanted = [a for a in node.names if a.name.isupper()]
+            if wanted and file.is_file():
+                constants = _constants(ast.parse(file.read_text(encoding="utf-8")))
+                found |= {a.asname or a.name: constants[a.name] for a in wanted if a.name in constants}
+    return found
+
+
 def _literal(node: ast.expr | None, constants: Mapping[str, Any]) -> Any:
     if node is None:
         return _REQUIRED
     if isinstance(node, ast.Name):
-        return constants.get(node.id)
+        return constants[node.id]
     return ast.literal_eval(node)
 
 

@@ -170,7 +170,7 @@ class Table:
             raise BadValue("the table has no column of numbers to draw.")
         for name in filter(None, (x, y, by)):
             self._know(name)
-        axis = {"x": self._headed(x), "y": self._headed(y), "title": self.title}
+        axis: dict[str, Any] = {"x": self._headed(x), "y": self._headed(y), "title": self.title}
         if kind == "bar":
             return Figure("bars", {"labels": [show(v) for v in self[x]], "values": self[y]}, **axis)
         groups: dict[str, list[dict[str, Any]]] = {}

@@ -81,7 +81,7 @@ def verb(room: str, name: str) -> Callable[..., Any]:
     function = getattr(module, ROOMS[room], None)
     if not callable(function):
         raise BadValue(f"{SINGULAR[room]} {name!r} ({module.__name__}) has no function {ROOMS[room]!r}.")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def source(room: str, name: str) -> Path:

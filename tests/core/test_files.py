@@ -41,7 +41,8 @@ def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path):
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     # a limit on the file size makes write(2) fail like a full disk does
     code = (
-        "import resource, signal, sys; from kobza.core.files import write_atomic; from kobza.core.errors import KobzaError\n"
+        "import resource, signal, sys\n"
+        "from kobza.core.files import write_atomic; from kobza.core.errors import KobzaError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_atomic(sys.argv[1], b'x' * 100_000)\n"
         "except KobzaError as e: print(e); sys.exit(e.exit_code)"

@@ -122,4 +122,4 @@ def test_docstring_arguments_are_read_over_several_lines():
 
 def test_options_are_found_in_a_file_without_importing_it(tmp_path: Path):
     (tmp_path / "m.py").write_text("import does_not_exist\n" + SOURCE)
-    assert [o.name for o in options_in(tmp_path / "m.py", "apply")][0] == "rank"
+    assert options_in(tmp_path / "m.py", "apply")[0].name == "rank"
