@@ -75,7 +75,9 @@ def _resolved(name: str) -> dict[str, Any]:
 def explore(name: str, module: nn.Module) -> Family:
     """Guess the table of an unknown family from the names and shapes of its modules."""
     paths = {id(part): path for path, part in module.named_modules()}
-    lists = [(len(part), path) for path, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part)]
+    lists = [
+        (len(part), path) for path, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part)
+    ]
     blocks = max(lists, default=(0, ""), key=lambda pair: pair[0])[1]
     modules = {}
     for part, end in (("embed.in", module.get_input_embeddings()), ("embed.out", module.get_output_embeddings())):

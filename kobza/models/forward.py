@@ -1,4 +1,4 @@
-"""Running a model over text: windows, bits per token, states, head, cached steps, sampling.
+"""Running a model over text: windows, bits per token, log-probabilities.
 
 Never holds the logits of a whole window: the head is applied to `chunk` positions at a time, and log-sum-exp is
 taken in float32. Bits of tokens are float32; callers sum them in float64.
@@ -6,44 +6,40 @@ taken in float32. Bits of tokens are float32; callers sum them in float64.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from torch import Tensor
 
-from kobza.core.errors import EmptyText, OutOfRange
+from kobza.models.gradients import OutputMoments, embedding_gradients, output_moments
 from kobza.models.model import Model
+from kobza.models.passes import CHUNK, OVERLAP, WINDOW, checked, fed_ids, logits, scored_states, windows
+from kobza.models.states import final_states, head, head_fits
+from kobza.models.stepping import Stepper, generate
+
+__all__ = [
+    "OutputMoments",
+    "Stepper",
+    "embedding_gradients",
+    "fed_ids",
+    "final_states",
+    "generate",
+    "head",
+    "head_fits",
+    "log_probabilities",
+    "logits",
+    "output_moments",
+    "token_bits",
+    "windows",
+]
 
 BITS = 1 / math.log(2)  # nats to bits
-BATCH = 1024  # positions fed at once, when windows are shorter
-
-
-def windows(n_tokens: int, window: int, overlap: int) -> list[tuple[int, int, int]]:
-    """Cut a text into windows: (begin, score_from, end) of each, in tokens.
-
-    A window reads the tokens begin .. end-1, at most `window`, and gives figures for score_from .. end-1; the
-    `overlap` tokens before are context only. Every token is scored exactly once.
-
-    >>> windows(10, 4, 1)
-    [(0, 0, 4), (3, 4, 7), (6, 7, 10)]
-    """
-    if window < 1 or not 0 <= overlap < window:
-        raise OutOfRange(f"window {window} and overlap {overlap}: need 0 <= overlap < window, window >= 1.")
-    cut = [(0, 0, min(window, n_tokens))]
-    while cut[-1][2] < n_tokens:
-        end = cut[-1][2]
-        cut.append((end - overlap, end, min(end - overlap + window, n_tokens)))
-    return cut
 
 
 @torch.inference_mode()
 def token_bits(
-    model: Model, ids: Sequence[int] | Tensor, *, window: int = 1024, overlap: int = 256, chunk: int = 128
+    model: Model, ids: Sequence[int] | Tensor, *, window: int = WINDOW, overlap: int = OVERLAP, chunk: int = CHUNK
 ) -> Tensor:
     """Return the bits each token costs, given the tokens before it in its window.
 
@@ -59,105 +55,65 @@ def token_bits(
 
     Returns:
         (T,) float32, on the CPU. Sum it in float64.
+
+    Raises:
+        EmptyText: no tokens. OutOfRange: window, overlap or an id outside its range.
     """
-    tokens = _checked(model, ids, window)
+    tokens = checked(model, ids, window, overlap, chunk)
     bits = torch.empty(len(tokens))
-    for at, targets, states in _scored(model, tokens, window, overlap, chunk):
-        logits = head(model, states).float()
-        cost = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
+    for at, rows in logit_chunks(model, tokens, window, overlap, chunk):
+        targets = tokens[at].to(rows.device)
+        cost = rows.logsumexp(-1) - rows.gather(-1, targets[:, None])[:, 0]
         bits[at] = (cost * BITS).cpu()
-    bits[_without_context(model, len(tokens), window, overlap)] = math.log2(model.vocabulary)
+    bits[without_context(model, len(tokens), window, overlap)] = math.log2(model.vocabulary)
     return bits
 
 
-@torch.inference_mode()
-def final_states(model: Model, ids: Tensor) -> Tensor:
-    """Return the states behind the final norm, (B, T, D), for ids (B, T)."""
-    states: Tensor = model.module.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
-    return states
+def log_probabilities(
+    model: Model, ids: Sequence[int] | Tensor, *, window: int = WINDOW, overlap: int = OVERLAP, chunk: int = CHUNK
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield log2-probabilities of all V tokens at every position of a text, a few positions at a time.
 
+    Arguments and the treatment of windows are those of `token_bits`; equal arguments yield equal slices in an
+    equal order for any two models whose tokenizers both have, or both lack, a start token.
 
-def head(model: Model, states: Tensor) -> Tensor:
-    """Return the logits (..., V) of final states (..., D), with the family's own scale and soft cap.
-
-    It is the module's own forward, with the body replaced by one that hands back the states.
+    Yields:
+        (positions, (t, V) float32): the rows for tokens ids[positions]. Each position comes once; positions without
+        any context come first, as uniform rows.
     """
-    flat = states.reshape(1, -1, states.shape[-1])
-    logits: Tensor = _headed(model.module, flat)(input_ids=None, use_cache=False).logits
-    return logits.reshape(*states.shape[:-1], -1)
+    tokens = checked(model, ids, window, overlap, chunk)
+    for position in without_context(model, len(tokens), window, overlap):
+        yield slice(position, position + 1), torch.full((1, model.vocabulary), -math.log2(model.vocabulary))
+    chunks = logit_chunks(model, tokens, window, overlap, chunk)
+    while True:
+        with torch.inference_mode():
+            step = next(chunks, None)
+            if step is None:
+                return
+            at, rows = step
+            rows = (rows.log_softmax(-1) * BITS).cpu()
+        yield from _runs(at, rows)
 
 
-class _Given(nn.Module):
-    """A body that returns given states, whatever it is asked."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
-
-    @property
-    def decoder(self) -> _Given:  # OPT calls the decoder within its body
-        return self
-
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.states)
-
-
-def _headed(module: nn.Module, states: Tensor) -> nn.Module:
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    twin._modules[str(module.base_model_prefix)] = _Given(states)
-    return twin
-
-
-def _checked(model: Model, ids: Sequence[int] | Tensor, window: int) -> Tensor:
-    tokens = torch.as_tensor(ids, dtype=torch.long).reshape(-1)
-    if not len(tokens):
-        raise EmptyText("there is not a single token to measure.")
-    if model.context and min(window, len(tokens)) > model.context:
-        raise OutOfRange(f"window {window} exceeds the {model.context} positions that {model.name!r} was trained for.")
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= model.vocabulary:
-        raise OutOfRange(f"token ids {low} .. {high} do not fit the {model.vocabulary} ids of {model.name!r}.")
-    return tokens
-
-
-def _without_context(model: Model, count: int, window: int, overlap: int) -> list[int]:
+def without_context(model: Model, count: int, window: int, overlap: int) -> list[int]:
+    """Return the positions that nothing stands before: with a start token none, else scored beginnings of windows."""
     if model.tokenizer.start_id is not None:
         return []
     return [begin for begin, score_from, _ in windows(count, window, overlap) if begin == score_from]
 
 
-def _scored(
+def logit_chunks(
     model: Model, tokens: Tensor, window: int, overlap: int, chunk: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (positions (t,), targets (t,), final states (t, D)) of the scored tokens that have a context."""
-    start = model.tokenizer.start_id
-    cut = windows(len(tokens), window, overlap)
-    for _, same in groupby(cut, key=lambda w: (w[2] - w[0], w[1] - w[0])):
-        group = list(same)
-        at_once = max(1, BATCH // window)
-        for first in range(0, len(group), at_once):
-            yield from _batch(model, tokens, group[first : first + at_once], start, chunk)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (positions (t,), float32 logits (t, V) from which the tokens there are predicted), t <= chunk."""
+    for at, states, is_logits in scored_states(model, tokens, window, overlap):
+        for part in range(0, len(at), chunk):
+            rows = states[part : part + chunk]
+            yield at[part : part + chunk], (rows if is_logits else head(model, rows)).float()
 
 
-def _batch(
-    model: Model, tokens: Tensor, group: list[tuple[int, int, int]], start: int | None, chunk: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    fed = torch.stack([fed_ids(tokens[begin:end], start) for begin, _, end in group])
-    if not fed.shape[1]:
-        return
-    states = final_states(model, fed.to(model.device))
-    shift = 0 if start is not None else 1  # state i predicts token begin + i + shift
-    first = [max(score_from, begin + shift) for begin, score_from, _ in group]
-    positions = torch.cat([torch.arange(f, end) for f, (_, _, end) in zip(first, group, strict=True)])
-    skipped = first[0] - group[0][0] - shift
-    flat = states[:, skipped:].reshape(-1, states.shape[-1])
-    for part in range(0, len(flat), chunk):
-        at = positions[part : part + chunk]
-        yield at, tokens[at].to(model.device), flat[part : part + chunk]
-
-
-def fed_ids(tokens: Tensor, start: int | None) -> Tensor:
-    """Return what is fed to score a window: the start token, if there is one, and all tokens but the last."""
-    body = tokens[:-1]
-    return body if start is None else torch.cat([torch.tensor([start]), body])
+def _runs(at: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Split rows where their positions are not neighbors (a chunk may span two windows)."""
+    breaks = (torch.nonzero(at[1:] != at[:-1] + 1).reshape(-1) + 1).tolist()
+    for begin, end in zip([0, *breaks], [*breaks, len(at)], strict=True):
+        yield slice(int(at[begin]), int(at[end - 1]) + 1), rows[begin:end]

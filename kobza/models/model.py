@@ -316,5 +316,3 @@ def _untie(model: Model) -> None:
     keys = getattr(model.module, "all_tied_weights_keys", None)
     if keys is not None:
         model.module.all_tied_weights_keys = {}  # type: ignore[assignment]
-
-

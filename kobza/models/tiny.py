@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import tokenizers
@@ -97,7 +98,9 @@ def tiny(
 
 def _check(*, layers: int, width: int, heads: int, kv_heads: int, vocabulary: int, context: int) -> None:
     if min(layers, heads, kv_heads, context) < 1:
-        raise OutOfRange(f"layers, heads, kv_heads and context are at least 1; seen {layers, heads, kv_heads, context}.")
+        raise OutOfRange(
+            f"layers, heads, kv_heads and context are at least 1; seen {layers, heads, kv_heads, context}."
+        )
     if width % (2 * heads) or width < 2 * heads or heads % kv_heads:
         raise OutOfRange(
             f"width {width} must be a multiple of 2 x heads ({2 * heads}), heads {heads} one of kv_heads {kv_heads}."
@@ -152,7 +155,7 @@ def _module(config: Any) -> nn.Module:
 
 @torch.no_grad()
 def _fill(module: nn.Module, seed: int) -> None:
-    """Fill every weight: tables N(0, 1/16), matrices N(0, 1/inputs), norms 10 % around their start, biases N(0, 0.01)."""
+    """Fill every weight: tables 0.25 N, matrices N / sqrt(inputs), norms and biases their start + 0.1 N (N normal)."""
     tables = {id(part.weight) for part in (module.get_input_embeddings(), module.get_output_embeddings())}
     for name, parameter in module.named_parameters():
         mixed = hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]
@@ -193,7 +196,7 @@ def _merges(data: bytes, count: int) -> list[tuple[str, str]]:
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         pairs = Counter({pair: n for pair, n in pairs.items() if pair[0] + pair[1] not in seen})
         if not pairs:

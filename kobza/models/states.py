@@ -1,0 +1,87 @@
+"""The two halves of a forward pass: the body up to the final states, and the head from states to logits."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from kobza.core.errors import BadValue
+from kobza.models.model import Model
+
+
+def body(module: nn.Module, **inputs: Any) -> Tensor:
+    """Return the states behind the final norm (B, T, D); inputs as transformers names them."""
+    states: Tensor = module.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
+    return states
+
+
+@torch.inference_mode()
+def final_states(model: Model, ids: Tensor) -> Tensor:
+    """Return the states behind the final norm, (B, T, D), for ids (B, T)."""
+    return body(model.module, input_ids=ids.to(model.device))
+
+
+def head(model: Model, states: Tensor) -> Tensor:
+    """Return the logits (..., V) of final states (..., D), with the family's own scale and soft cap.
+
+    It is the module's own forward with the body replaced by one that hands back the states, so nothing about a
+    family has to be known; differentiable.
+
+    Raises:
+        BadValue: the family's forward does more than body and head (see `head_fits`).
+    """
+    if not head_fits(model):
+        raise BadValue(f"the head of {model.name!r} ({model.family.name}) cannot be applied to states given by hand.")
+    return _apply_head(model.module, states)
+
+
+def head_fits(model: Model) -> bool:
+    """Whether `head(final_states(ids))` equals the module's own logits; tried once per model, on four positions."""
+    if model.head_is_exact is None:
+        model.head_is_exact = _try_head(model)
+    return model.head_is_exact
+
+
+@torch.inference_mode()
+def _try_head(model: Model) -> bool:
+    ids = torch.arange(4, device=model.device)[None] % model.vocabulary
+    whole = model.module(input_ids=ids, use_cache=False).logits
+    try:
+        halves = _apply_head(model.module, final_states(model, ids))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        return False  # a forward of another make: its logits are taken whole
+    return halves.shape == whole.shape and torch.allclose(
+        halves, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max())
+    )
+
+
+def _apply_head(module: nn.Module, states: Tensor) -> Tensor:
+    flat = states.reshape(1, -1, states.shape[-1])
+    logits: Tensor = _headed(module, flat)(input_ids=None, use_cache=False).logits
+    return logits.reshape(*states.shape[:-1], -1)
+
+
+class _Given(nn.Module):
+    """A body that returns given states, whatever it is asked."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    @property
+    def decoder(self) -> _Given:  # OPT calls the decoder within its body
+        return self
+
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.states)
+
+
+def _headed(module: nn.Module, states: Tensor) -> nn.Module:
+    twin = copy.copy(module)  # shallow: weights and hooks are the same objects
+    twin._modules = dict(module._modules)
+    twin._modules[str(module.base_model_prefix)] = _Given(states)
+    return twin
