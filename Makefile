@@ -35,13 +35,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python checks/run.py
+	$(BIN)/python -m checks.run
 
 bench: setup
 	$(BIN)/python bench/run.py
 
 docs: setup
-	$(BIN)/python checks/generate_docs.py
+	$(BIN)/python -m checks.generate_docs
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache tour.html
