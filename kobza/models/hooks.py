@@ -1,0 +1,186 @@
+"""Temporary changes at sites: gone when the block ends, also on an error; one that never fires is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kobza.core.errors import BadValue, NothingMatched
+from kobza.models.model import Model
+from kobza.models.sites import Place, Site, expand, locate, selection
+
+Function = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function at a site.
+
+    Attributes:
+        site: a Site or its text; without a layer, the same function sits in every layer.
+        function: gets the value selected by the site, (B, T, ...) - a single position or index is a dimension less -
+            and returns a new one of that shape (or one that broadcasts to it), or None to leave it. It must not write
+            to what it gets.
+    """
+
+    site: Site | str
+    function: Function
+
+
+@contextmanager
+def hooked(model: Model, hooks: Iterable[Hook]) -> Iterator[None]:
+    """Have the hooks take part in every forward pass inside the `with`.
+
+    Several hooks at one site run in the order given. Positions are those of each pass: while a cache is used, of the
+    newly fed tokens.
+
+    Raises:
+        BadValue, UnknownName, OutOfRange: a site that this model or run does not have.
+        NothingMatched: a hook that has not fired when the block ends.
+    """
+    installed: list[_Installed] = []
+    try:
+        for hook in hooks:
+            for site in expand(model, hook.site):
+                installed.append(_Installed(model, site, hook.function))
+        # subtle: resid_mid sits where attn_out is made, and has to see what hooks at attn_out did
+        for one in sorted(installed, key=lambda i: i.site.name == "resid_mid"):
+            one.install()
+        yield
+    finally:
+        for one in installed:
+            one.remove()
+    silent = [str(one.site) for one in installed if not one.has_fired]
+    if silent:
+        hint = "Run the model inside the `with`, and let the run pass that place."
+        raise NothingMatched(f"hooks that never fired: {', '.join(silent)}.", hint)
+
+
+class _Installed:
+    """One hook at one place; as a callable it is what torch calls."""
+
+    of_kobza = True  # forks leave such hooks behind
+
+    def __init__(self, model: Model, site: Site, function: Function) -> None:
+        self.model, self.site, self.function = model, site, function
+        self.has_fired = False
+        self.handles: list[Any] = []
+        self.block_input: Tensor | None = None
+        is_middle = site.name == "resid_mid"
+        self.place: Place = locate(model, Site("attn_out", site.layer) if is_middle else site)
+        self.act = self.middle if is_middle else self.at_value
+
+    def install(self) -> None:
+        """Register with torch."""
+        if self.site.layer is not None:
+            block = self.model.module.get_submodule(f"{self.model.family.blocks}.{self.site.layer}")
+            self.handles.append(block.register_forward_pre_hook(_Remember(self), with_kwargs=True))
+        module, side = self.place.module, self.place.side
+        kind = _Before(self) if side == "in" else _After(self)
+        register = module.register_forward_pre_hook if side == "in" else module.register_forward_hook
+        self.handles.append(register(kind, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Take it out again."""
+        for handle in self.handles:
+            handle.remove()
+        self.block_input = None
+
+    def at_value(self, value: Tensor) -> Tensor | None:
+        """Apply the function to a value as the module holds it; None if it changed nothing."""
+        flat = value.ndim == 2 and self.block_input is not None  # OPT's MLP sees (B T, F)
+        whole = value.view(*self.block_input.shape[:2], -1) if flat and self.block_input is not None else value
+        place = self.place
+        view = whole if place.rows is None else whole[..., place.rows.to(whole.device)]
+        view = view.unflatten(-1, (place.heads, -1)) if place.heads else view
+        new = self.changed(view * place.scale if place.scale != 1 else view)
+        if new is None:
+            return None
+        new = new / place.scale if place.scale != 1 else new
+        new = new.flatten(-2) if place.heads else new
+        if place.rows is not None:
+            whole = whole.clone()
+            whole[..., place.rows.to(whole.device)] = new
+            new = whole
+        return new.reshape(value.shape)
+
+    def middle(self, attention: Tensor) -> Tensor | None:
+        """The stream between attention and MLP is the block's input plus attn_out; a change to it goes into attn_out."""
+        assert self.block_input is not None, "the block's input is remembered before its attention runs"
+        stream = (
+            self.block_input + attention * self.place.scale if self.place.scale != 1 else self.block_input + attention
+        )
+        new = self.changed(stream)
+        return None if new is None else (new - self.block_input) / self.place.scale
+
+    def changed(self, view: Tensor) -> Tensor | None:
+        """Call the function on the selected part; return the whole view with the part replaced, or None."""
+        at = selection(self.site, view.shape)
+        self.has_fired = True
+        part = view[at]
+        new = self.function(part)
+        if new is None:
+            return None
+        if not isinstance(new, Tensor) or not _broadcasts(new.shape, part.shape):
+            seen = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise BadValue(f"the hook at {str(self.site)!r} returned {seen}; the value there is {tuple(part.shape)}.")
+        whole = view.clone()
+        whole[at] = new.to(view.dtype)
+        return whole
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, to) == to
+    except RuntimeError:
+        return False
+
+
+@dataclass(frozen=True)
+class _Remember:
+    """Keeps the input of the block for its hook."""
+
+    hook: _Installed
+    of_kobza = True
+
+    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.hook.block_input = args[0] if args else kwargs["hidden_states"]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """A hook on what goes into a module."""
+
+    hook: _Installed
+    of_kobza = True
+
+    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        new = self.hook.act(args[0] if args else kwargs["hidden_states"])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+
+@dataclass(frozen=True)
+class _After:
+    """A hook on what comes out of a module: a tensor, a tuple that begins with one, or an output with logits."""
+
+    hook: _Installed
+    of_kobza = True
+
+    def __call__(self, _: Any, __: Any, ___: Any, output: Any) -> Any:
+        if self.hook.site.name == "logits":
+            new = self.hook.act(output.logits)
+            if new is not None:
+                output["logits"] = new
+            return output
+        value = output[0] if isinstance(output, tuple) else output
+        new = self.hook.act(value)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new

@@ -1,0 +1,191 @@
+"""Names for places inside a run: `site[@position].layer[.index]`.
+
+    embed  resid_pre.3  attn_out.3  resid_mid.3  mlp_out.3  resid_post.3  final  logits
+    neuron.29.1123     input of the MLP's down projection, coordinate 1123
+    z.18.6             input of the attention's output projection, head 6; likewise q, k, v (before rotation)
+    resid_pre.22@-1    last position only; @2:5 positions 2, 3, 4; the position may also stand before the layer
+
+`attn_out` and `mlp_out` are what is added to the residual stream (behind a post-norm, if the family has one), and
+`embed` is what enters the first block: so embed + all attn_out + all mlp_out = the last resid_post. Values are
+(B, T, D) for the stream, (B, T, F) for `neuron`, (B, T, H, E) for z, q, k, v, (B, T, V) for `logits`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kobza.core.errors import BadValue, OutOfRange, UnknownName
+
+if TYPE_CHECKING:
+    from kobza.models.model import Model
+
+GLOBAL = ("embed", "final", "logits")
+HEADS = ("z", "q", "k", "v")
+ALIASES = {
+    "block_input": "resid_pre",
+    "block_output": "resid_post",
+    "attention_output": "attn_out",
+    "mlp_output": "mlp_out",
+    "mlp_activation": "neuron",
+    "ln_final": "final",
+}
+_GRAMMAR = re.compile(
+    r"(?P<name>[a-z_]+)(?:@(?P<before>[-\d:]+))?(?:\.(?P<layer>\d+|\*))?(?:\.(?P<index>\d+))?(?:@(?P<after>[-\d:]+))?"
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place inside a run.
+
+    Attributes:
+        name: kind of place, `resid_pre`.
+        layer: block, None for `embed`, `final`, `logits` - or for every block, where a pattern is allowed.
+        index: coordinate (of `neuron`, the stream, `logits`) or head (of z, q, k, v); None: all.
+        position: None: all; a position of the run, negative from the end; or (begin, end) of a range.
+    """
+
+    name: str
+    layer: int | None = None
+    index: int | None = None
+    position: int | tuple[int | None, int | None] | None = None
+
+    @classmethod
+    def parse(cls, text: str | Site) -> Site:
+        """Read `neuron.29.1123`, `resid_pre.22@-1`, `z@2:5.18.6`.
+
+        Raises:
+            BadValue: the text does not follow the grammar.
+        """
+        if isinstance(text, Site):
+            return text
+        found = _GRAMMAR.fullmatch(text.strip())
+        if not found or (found["before"] and found["after"]):
+            hint = "Write site[@position].layer[.index]: resid_pre.22@-1, neuron.29.1123, z.18.6."
+            raise BadValue(f"{text!r} is not a site.", hint)
+        name = ALIASES.get(found["name"], found["name"])
+        layer = None if found["layer"] in (None, "*") else int(found["layer"])
+        index = int(found["index"]) if found["index"] else None
+        if name in GLOBAL and found["layer"] and index is None:  # these have no layer: logits.42 is an index
+            layer, index = None, layer
+        return cls(name, layer, index, _position(found["before"] or found["after"], text))
+
+    def __str__(self) -> str:
+        where = "" if self.layer is None else f".{self.layer}"
+        which = "" if self.index is None else f".{self.index}" if where or self.name in GLOBAL else f".*.{self.index}"
+        return f"{self.name}{where}{which}{_spell(self.position)}"
+
+
+def _position(text: str | None, site: str) -> int | tuple[int | None, int | None] | None:
+    if not text:
+        return None
+    pieces = text.split(":")
+    try:
+        if len(pieces) == 1:
+            return int(text)
+        begin, end = (int(piece) if piece else None for piece in pieces)
+    except ValueError:
+        raise BadValue(f"position {text!r} of site {site!r} is neither a number nor a range begin:end.") from None
+    return begin, end
+
+
+def _spell(position: int | tuple[int | None, int | None] | None) -> str:
+    if position is None:
+        return ""
+    if isinstance(position, int):
+        return f"@{position}"
+    return "@" + ":".join("" if bound is None else str(bound) for bound in position)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site is found in the module: the value going into or coming out of `module`.
+
+    Attributes:
+        module: the part of the transformers module.
+        side: "in" or "out".
+        rows: columns of a fused output that are this site, else None.
+        heads: number of heads the last dimension is split into, else 0.
+        scale: what the value is multiplied by before it joins the stream.
+    """
+
+    module: Any
+    side: str
+    rows: Tensor | None = None
+    heads: int = 0
+    scale: float = 1.0
+
+
+def names(model: Model) -> list[str]:
+    """Names of the sites this model has."""
+    has_middle = not model.family.is_parallel(model.config)
+    points = [name for name in model.family.points if name != "resid_mid" or has_middle]
+    return [*model.family.sites, *points, "logits"]
+
+
+def expand(model: Model, text: str | Site) -> list[Site]:
+    """Return the sites a text means in this model: one, or one for each layer if it names none.
+
+    Raises:
+        BadValue, UnknownName: not a site, or none of this model. OutOfRange: a layer it does not have.
+    """
+    site = Site.parse(text)
+    known = names(model)
+    if site.name not in known:
+        raise UnknownName.of(f"site of {model.name!r} ({model.family.name})", site.name, known)
+    if site.name in GLOBAL:
+        return [site]
+    if site.layer is None:
+        return [replace(site, layer=layer) for layer in range(model.layers)]
+    if site.layer >= model.layers:
+        raise OutOfRange(f"site {str(site)!r}: {model.name!r} has layers 0 .. {model.layers - 1}.")
+    return [site]
+
+
+def locate(model: Model, site: Site) -> Place:
+    """Return where a site of this model is found; its name and layer have been checked by `expand`."""
+    if site.name == "logits":
+        return Place(model.module, "out")
+    family = model.family
+    side, _, path = (family.sites if site.name in GLOBAL else family.points)[site.name].partition(" ")
+    block = model.module if site.name in GLOBAL else model.module.get_submodule(f"{family.blocks}.{site.layer}")
+    module = block if path == "." else block.get_submodule(path)
+    entry = family.scale.get(site.name, "")
+    scale = float(getattr(model.config, entry)) if entry else 1.0
+    return Place(module, side, _fused_rows(model, site), _heads(model, site), scale)
+
+
+def _fused_rows(model: Model, site: Site) -> Tensor | None:
+    from kobza.models import matrices
+
+    part = model.parts.get(f"blocks.{site.layer}.attn.{site.name}")
+    return None if part is None else matrices.rows(part, model.matrices[part.whole].shape, model.config)
+
+
+def _heads(model: Model, site: Site) -> int:
+    if site.name not in HEADS:
+        return 0
+    heads = int(model.config.num_attention_heads)
+    return int(getattr(model.config, "num_key_value_heads", None) or heads) if site.name in ("k", "v") else heads
+
+
+def selection(site: Site, shape: torch.Size) -> tuple[Any, ...]:
+    """Return the index expression for the site's positions and index in a value (B, T, X) or (B, T, H, E).
+
+    Raises:
+        OutOfRange: the position or index is not there.
+    """
+    T, X = shape[1], shape[2]
+    if isinstance(site.position, int) and not -T <= site.position < T:
+        raise OutOfRange(f"site {str(site)!r}: the run has positions 0 .. {T - 1} (or -{T} .. -1).")
+    if site.index is not None and site.index >= X:
+        raise OutOfRange(f"site {str(site)!r}: its index goes from 0 to {X - 1}.")
+    positions: int | slice = site.position if isinstance(site.position, int) else slice(*(site.position or (None,)))
+    if isinstance(positions, slice) and not len(range(*positions.indices(T))):
+        raise OutOfRange(f"site {str(site)!r}: no position of the run (0 .. {T - 1}) lies in that range.")
+    return (slice(None), positions) if site.index is None else (slice(None), positions, site.index)
