@@ -80,7 +80,7 @@ class Sample:
         return np.diff(np.interp(np.linspace(0, len(self.text), chunks + 1), places, sums))
 
     def parts(self, values: ArrayLike, chunks: int, *, literals: float = 0.0) -> list[tuple[float, float]]:
-        """Return (sum of the values, bytes) of every chunk: at most `chunks`, none shorter than 64 bytes but the only."""
+        """Return (sum of the values, bytes) of every chunk: `chunks` of them, or fewer of 64 bytes."""
         count = max(1, min(chunks, len(self.text) // CHUNK_BYTES))
         sums = self.chunked(values, count, literals=literals)
         return [(float(value), len(self.text) / count) for value in sums]
@@ -126,6 +126,13 @@ def take(model: Model, text: Given, *, limit: int = 0) -> Sample:
             sizes.append(len(literal))
             is_token.append(False)
     return Sample(found, spelled, np.array(sizes, np.int64), np.array(is_token, bool), len(given))
+
+
+def fitting(model: Model, window: int) -> tuple[int, str]:
+    """Return the window, not longer than the model was trained for, and a remark for the note if that cut it."""
+    if model.context and window > model.context:
+        return model.context, f"; window {model.context}: the model was trained for no more"
+    return window, ""
 
 
 def require_tokens(sample: Sample, needed: int = 1) -> None:

@@ -14,6 +14,7 @@ from kobza.measures.base import (
     LITERAL_BITS,
     Given,
     Sample,
+    fitting,
     reading,
     record,
     require_finite,
@@ -38,7 +39,7 @@ def measure(
     Args:
         model: the model.
         text: the text.
-        window: tokens the model sees at most [tokens, 1 .. the trained positions].
+        window: tokens the model sees at most [tokens, 1 ..]; never more than it was trained for.
         overlap: tokens of a window that the next one sees again, so that no token is left without context [tokens,
             0 .. window - 1].
         limit: bytes taken from the beginning of the text [bytes, 0 ..]; 0 takes all.
@@ -56,11 +57,12 @@ def measure(
     """
     sample = take(model, text, limit=limit)
     require_tokens(sample)
+    window, remark = fitting(model, window)
     bits = token_bits(model, sample.ids, window=window, overlap=overlap)  # (T,)
     require_finite(bits, sample, model)
     how = record(model, sample, window=window, overlap=overlap)
     parts = sample.parts(bits.double().numpy(), chunks, literals=LITERAL_BITS)
-    return reading("bits_per_byte", parts, "bit/B", record=how, note=_note(parts, sample))
+    return reading("bits_per_byte", parts, "bit/B", record=how, note=_note(parts, sample) + remark)
 
 
 def _note(parts: list[tuple[float, float]], sample: Sample) -> str:

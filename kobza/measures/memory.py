@@ -1,0 +1,113 @@
+"""Memory: what reading a text takes, from the operating system's own count.
+
+The peak of resident memory is taken from the kernel (Linux: VmHWM of /proc/self/status, reset before the run by
+writing 5 to /proc/self/clear_refs, see proc(5); elsewhere the process's highest ever, from getrusage). It counts the
+whole process: interpreter, libraries, and whatever other models are open in it. So the value is the increase over
+the memory resident just before the run, after a first short run has touched every weight: the working memory of the
+run itself. The note adds the model's own bytes, the cache per token, and the peak of the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from kobza.core.result import Reading
+from kobza.measures.base import Given, Sample, fitting, record, require_tokens, take
+from kobza.models.forward import token_bits
+from kobza.models.model import Model
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+WARM_TOKENS = 8
+
+
+def measure(
+    model: Model,
+    text: Given,
+    *,
+    window: int = 1024,
+    overlap: int = 256,
+    limit: int = 8000,
+) -> Reading:
+    """Measure the memory that bits_per_byte takes.
+
+    Args:
+        model: the model.
+        text: the text it reads.
+        window: tokens the model sees at most [tokens, 1 ..]; never more than the model was trained for.
+        overlap: tokens of a window that the next one sees again [tokens, 0 .. window - 1].
+        limit: bytes taken from the beginning of the text [bytes, 0 ..]; 0 takes all.
+
+    Returns:
+        A Reading in bytes: peak resident memory of the run minus what was resident before it. The first line of this
+        file says how it is taken, and the reading's `spread` says which count this machine has.
+
+    Raises:
+        EmptyText: the text has no token.
+
+    Cost: one forward pass.
+    """
+    sample = take(model, text, limit=limit)
+    require_tokens(sample)
+    window, remark = fitting(model, window)
+    token_bits(model, sample.ids[:WARM_TOKENS], window=window, overlap=overlap)
+    before, peak, method = _peak(model, sample, window, overlap)
+    note = (
+        f"process {_size(peak)} at its peak; model {_size(model.stored_bytes)}; "
+        f"cache {_size(cache_bytes_per_token(model))} per token; {len(sample.ids)} tokens read{remark}"
+    )
+    how = record(model, sample, window=window, overlap=overlap, method=method)
+    return Reading("memory", float(peak - before), "B", spread=method, record=how, note=note)
+
+
+@torch.inference_mode()
+def cache_bytes_per_token(model: Model) -> int:
+    """Return the bytes that the key/value cache grows by with a token, read off caches of two tokens and of three."""
+    sizes = []
+    for length in (2, 3):
+        ids = torch.zeros((1, length), dtype=torch.long, device=model.device)
+        cache = model.module(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        sizes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
+    return sizes[1] - sizes[0]
+
+
+def _peak(model: Model, sample: Sample, window: int, overlap: int) -> tuple[int, int, str]:
+    gc.collect()
+    is_reset = _reset()
+    before = _status("VmHWM") if is_reset else _highest()  # just reset: what is resident now
+    token_bits(model, sample.ids, window=window, overlap=overlap)
+    if is_reset:
+        return before, _status("VmHWM"), "kernel's count of this process, reset before the run"
+    return before, _highest(), "highest resident memory of this process, ever: an increase may stay hidden"
+
+
+def _reset() -> bool:
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(field: str) -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _highest() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
