@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from kobza.core.errors import Corrupt, NotFinite, WrongTensors
+from kobza.core.errors import Corrupt, KobzaError, NotFinite, WrongTensors
 
 
 def skeleton(config: dict[str, Any]) -> Any:
     """Build the module on the meta device: names and shapes, no memory."""
     whole = configuration(config)
     with torch.device("meta"), quiet():
-        return model_class(whole)(whole)
+        return _instance(whole)
 
 
 def configuration(config: dict[str, Any]) -> Any:
@@ -37,7 +37,7 @@ def configuration(config: dict[str, Any]) -> Any:
     try:
         with quiet():
             return AutoConfig.for_model(family, **values)
-    except Exception as error:  # transformers checks values with exceptions of many kinds
+    except Exception as error:  # noqa: BLE001 (transformers checks values with exceptions of many kinds)
         reason = " ".join(str(error).split())[:300]
         raise Corrupt(f"the configuration of family {family!r} is not usable: {reason}.") from None
 
@@ -67,10 +67,16 @@ def build(config: dict[str, Any], tensors: Mapping[str, torch.Tensor], *, dtype:
         dtype: type of the weights in the module.
         where: the file or folder, for messages.
 
+    Returns:
+        The module. If the configuration ties both ends but the checkpoint has two different ones, they stay apart
+        and the module's configuration says so.
+
     Raises:
         WrongTensors: a tensor is missing, surplus or of another shape.
     """
     whole = configuration(config)
+    plan = skeleton(config)
+    _check_plan(plan, tensors, where)
     with quiet():
         module, info = model_class(whole).from_pretrained(
             None,
@@ -78,25 +84,94 @@ def build(config: dict[str, Any], tensors: Mapping[str, torch.Tensor], *, dtype:
             state_dict=dict(tensors),
             output_loading_info=True,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa" if plan._supports_sdpa else "eager",
         )
-    _refuse_misfits(info, tensors, where)
+    refuse_misfits(info, where)
+    _state_ties(module)
     return module.eval().requires_grad_(False)
 
 
-def _refuse_misfits(info: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    lines = []
-    for kind, found in (("missing", info["missing_keys"]), ("surplus", info["unexpected_keys"])):
-        if found:
-            lines.append(f"{len(found)} {kind}: {_some(sorted(found))}")
-    for name, seen, wanted in sorted(info["mismatched_keys"])[:5]:
-        lines.append(f"'{name}' has shape {tuple(seen)}, the configuration says {tuple(wanted)}")
-    lines += [str(message) for message in info["error_msgs"]][:3]
-    if lines:
-        raise WrongTensors(f"the weights in '{where}' do not fit their configuration: {'; '.join(lines)}.", _REBUILD)
+def refuse_misfits(info: Mapping[str, Any], where: str) -> None:
+    """Raise unless transformers' report on a loading is clean.
+
+    Raises:
+        WrongTensors: with what is missing, surplus or of another shape.
+    """
+    missing, surplus = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    wrong = [(name, tuple(seen), tuple(wanted)) for name, seen, wanted in info["mismatched_keys"]]
+    _refuse_misfits(missing, surplus, wrong, where)
+    if info["error_msgs"]:
+        raise WrongTensors(f"the weights in '{where}' cannot be placed: {next(iter(info['error_msgs']))}.", _REBUILD)
 
 
-_REBUILD = "A model with missing or surplus weights would compute nonsense; take weights and config.json from one source."
+def _instance(config: Any) -> Any:
+    """Make the module of a configuration on the current device."""
+    try:
+        return model_class(config)(config)
+    except KobzaError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a family raises about values that contradict each other)
+        reason = " ".join(str(error).split())[:200]
+        family = config.model_type
+        raise Corrupt(f"no model of the family {family!r} can have this configuration: {reason}.") from None
+
+
+def _check_plan(plan: Any, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Compare names and shapes on the meta device, before any memory is taken.
+
+    A checkpoint that uses other names than the module (older ones, unmerged experts) is only held to the total:
+    transformers renames on loading and reports what is left.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    wanted = dict(plan.state_dict())
+    tied = set(plan.all_tied_weights_keys)
+    needed = {name for name in wanted if name not in tied}
+    total = sum(wanted[name].numel() for name in needed)
+    buffers = sum(buffer.nbytes for _, buffer in plan.named_non_persistent_buffers())
+    if buffers > max(_MOST_BUFFERS, 8 * held):
+        raise Corrupt(f"'{where}': its configuration asks for tables of {buffers >> 20} MiB beside the weights.")
+    if tensors.keys() <= wanted.keys():
+        shapes = ((name, tuple(tensor.shape), tuple(wanted[name].shape)) for name, tensor in tensors.items())
+        wrong = [(name, seen, should) for name, seen, should in shapes if seen != should]
+        sources = plan.all_tied_weights_keys
+        missing = {name for name in needed - tensors.keys() if not _given_elsewhere(name, sources, tensors)}
+        _refuse_misfits(sorted(missing), [], wrong, where)
+    elif not held / 2 <= total <= 2 * held:
+        raise WrongTensors(
+            f"the configuration of '{where}' describes {total:,} numbers, the weights hold {held:,}.", _REBUILD
+        )
+
+
+_MOST_BUFFERS = 256 << 20  # bytes
+
+
+def _given_elsewhere(name: str, sources: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether a tied weight is stored under its partner's name."""
+    return any(source == name and target in tensors for target, source in sources.items())
+
+
+def _state_ties(module: Any) -> None:
+    """Make the configuration say whether both ends are one tensor."""
+    ends = [part.weight for part in (module.get_input_embeddings(), module.get_output_embeddings()) if part is not None]
+    if len(ends) == 2 and ends[0] is not ends[1]:
+        for config in (module.config, module.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _refuse_misfits(
+    missing: list[str], surplus: list[str], wrong: list[tuple[str, tuple[int, ...], tuple[int, ...]]], where: str
+) -> None:
+    found = [
+        f"{len(names)} {kind}: {_some(names)}" for kind, names in (("missing", missing), ("surplus", surplus)) if names
+    ]
+    found += [f"'{name}' has shape {seen}, the configuration says {wanted}" for name, seen, wanted in wrong[:4]]
+    if len(wrong) > 4:
+        found.append(f"{len(wrong) - 4} more of another shape")
+    if found:
+        raise WrongTensors(f"the weights in '{where}' do not fit their configuration: {'; '.join(found)}.", _REBUILD)
+
+
+_REBUILD = "A model with missing or surplus weights computes nonsense; take weights and config.json from one source."
 
 
 def _some(names: list[str]) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from kobza.core.errors import CannotWrite, KobzaError
 from kobza.core.files import atomic_directory, cache_dir, sha256, sha256_file, write_atomic
-from kobza.models.gguf_file import Contents
+from kobza.models.contents import Contents
 from kobza.tokens.base import Tokenizer
 
 VERSION = "1"  # raise it whenever what is stored, or how it is derived, changes
@@ -137,6 +137,6 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for _, tensor in ordered:
-            file.write(memoryview(tensor.contiguous().view(torch.uint8).numpy().reshape(-1)))
+            file.write(tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data)
         file.flush()
         os.fsync(file.fileno())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,9 @@ import torch
 from kobza.core.errors import Corrupt, WrongTensors
 from kobza.core.progress import task
 from kobza.models import building
+from kobza.models.contents import Contents
 from kobza.models.gguf_config import PLAIN, config_dict, tokenizer
 from kobza.models.gguf_header import TYPES, Header, TensorInfo, read_header
-from kobza.tokens.base import Tokenizer
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a file of weights amounts to.
-
-    Attributes:
-        config: values of the transformers configuration.
-        tensors: float32 weights by transformers' names.
-        tokenizer: the vocabulary of the file.
-        notes: what a reader should know.
-        licence: as the file states it.
-    """
-
-    config: dict[str, Any]
-    tensors: dict[str, torch.Tensor] = field(repr=False)
-    tokenizer: Tokenizer
-    notes: tuple[str, ...] = ()
-    licence: str = ""
 
 
 def read(path: Path, name: str) -> Contents:

@@ -258,7 +258,9 @@ class _Reader:
             entries.append((name, dims[::-1], kind, offset, at))
         return entries
 
-    def _placed(self, entries: list[tuple[str, tuple[int, ...], int, int, int]], alignment: int) -> dict[str, TensorInfo]:
+    def _placed(
+        self, entries: list[tuple[str, tuple[int, ...], int, int, int]], alignment: int
+    ) -> dict[str, TensorInfo]:
         begin = -(-self.at // alignment) * alignment
         tensors = {}
         for name, shape, kind, offset, at in entries:

@@ -7,17 +7,18 @@ suffer from the rounding of half precision on a CPU.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kobza.core.errors import BadValue
+import torch
+
+from kobza.core.errors import BadValue, MissingFile, WrongVocabulary
+from kobza.models import building, cache, folder, gguf_file, preflight
+from kobza.models.contents import Contents
+from kobza.models.model import Model, Origin
 from kobza.models.sources import Source, find
-
-if TYPE_CHECKING:
-    import torch
-
-    from kobza.models.gguf_file import Contents
-    from kobza.models.model import Model
 
 
 def open(  # the verb of the room
@@ -51,71 +52,132 @@ def open(  # the verb of the room
         Unavailable, Offline: what would have to be installed or downloaded.
     """
     wanted = _dtype(dtype)
-    if str(spec).partition(":")[0] == "tiny" and not Path(spec).exists():
-        return _placed(_tiny(str(spec)), wanted, device)
-    source = find(spec)
-    return _placed(_open_gguf(source, wanted), wanted, device)
-
-
-def _dtype(name: Any) -> torch.dtype:
-    import torch
-
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name is None:
-        return torch.float32
-    if name in known.values():
-        return name  # type: ignore[no-any-return]
-    if str(name) not in known:
-        raise BadValue(f"dtype must be one of {', '.join(known)}, not {name!r}.")
-    return known[str(name)]
-
-
-def _placed(model: Model, dtype: torch.dtype, device: Any) -> Model:
+    if re.match(r"tiny(?![^:?])", str(spec)) and not Path(spec).exists():
+        model = _tiny(str(spec))
+        model.module.to(wanted)
+    elif trust_remote_code and (source := find(spec)).path.is_dir():
+        model = _trusted(source, wanted)
+    else:
+        source = find(spec, pickles=convert_pickle)
+        contents, kind, digest = _read(source, pickles=convert_pickle)
+        if not allow_nonfinite and kind != "gguf":
+            building.refuse_nonfinite(contents.tensors, str(source.path))
+        model = _assembled(source, contents, kind, digest, wanted)
     if device is not None:
         model.module.to(device)
     return model
 
 
+def _dtype(name: Any) -> torch.dtype:
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name is None:
+        return torch.float32
+    if name in known.values():
+        return name
+    if str(name) not in known:
+        raise BadValue(f"dtype must be one of {', '.join(known)}, not {name!r}.")
+    return known[str(name)]
+
+
 def _tiny(spec: str) -> Model:
+    """Make a random model of a spec such as `tiny:gpt2?layers=3&seed=1`."""
+    from urllib.parse import parse_qsl
+
+    from kobza.core import options
     from kobza.models.tiny import tiny
 
-    return tiny()
+    family, _, query = spec.partition(":")[2].partition("?")
+    words = dict(parse_qsl(query, keep_blank_values=True))
+    values = options.check(tiny, words, what=f"model '{spec}'")
+    return tiny(family or "llama", **values)
 
 
-def _open_gguf(source: Source, dtype: torch.dtype) -> Model:
-    from kobza.models import cache
+def _read(source: Source, *, pickles: bool) -> tuple[Contents, str, str]:
+    """Read what lies at a path: contents, kind of source, SHA-256 of its one file of weights or ""."""
+    path = source.path
+    if path.is_dir():
+        return _read_folder(source, pickles)
+    if path.suffix == ".gguf" or _begins_with(path, b"GGUF"):
+        return _read_gguf(source)
+    if path.suffix == ".safetensors":
+        return folder.read(path.parent, [path], name=source.name), "safetensors", cache.digest_of(path)
+    if path.suffix in preflight.PICKLES or _begins_with(path, b"PK", b"\x80"):
+        if not pickles:
+            preflight.refuse_pickles([path])
+        return folder.read(path.parent, [path], name=source.name), "pickle", cache.digest_of(path)
+    raise BadValue(f"'{path}' is not a model: neither a folder nor a *.safetensors or *.gguf file.")
 
+
+def _read_folder(source: Source, pickles: bool) -> tuple[Contents, str, str]:
+    path = source.path
+    if (path / "config.json").is_file():
+        return folder.read(path, name=source.name, pickles=pickles), "folder", ""
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _read_gguf(replace(source, path=ggufs[0]))
+    if ggufs:
+        raise BadValue(f"'{path}' has {len(ggufs)} GGUF files.", f"Name one: kobza open '{path}:{ggufs[0].name}'")
+    preflight.refuse_pickles(sorted(file for file in path.iterdir() if file.suffix in preflight.PICKLES))
+    raise MissingFile(f"the folder '{path}' has no config.json and no GGUF file, so it is not a model.")
+
+
+def _begins_with(path: Path, *magics: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(magics)
+
+
+def _read_gguf(source: Source) -> tuple[Contents, str, str]:
     digest = cache.digest_of(source.path)
     contents = cache.load(digest)
     if contents is None:
-        contents = _converted(source, digest)
-    return _assembled(source, contents, dtype, kind="gguf", digest=digest)
+        contents = gguf_file.read(source.path, source.name)
+        building.refuse_nonfinite(contents.tensors, str(source.path))
+        reason = cache.store(digest, contents)
+        if reason:
+            contents = replace(contents, notes=(*contents.notes, f"not kept in the cache: {reason}"))
+        else:
+            contents = cache.load(digest) or contents
+    contents.tokenizer.name = source.name
+    return contents, "gguf", digest
 
 
-def _converted(source: Source, digest: str) -> Contents:
-    from dataclasses import replace
-
-    from kobza.models import building, cache, gguf_file
-
-    contents = gguf_file.read(source.path, source.name)
-    building.refuse_nonfinite(contents.tensors, str(source.path))
-    reason = cache.store(digest, contents)
-    if reason:
-        return replace(contents, notes=(*contents.notes, f"not kept in the cache: {reason}"))
-    return cache.load(digest) or contents
-
-
-def _assembled(source: Source, contents: Contents, dtype: torch.dtype, *, kind: str, digest: str) -> Model:
-    from kobza.models import building
-    from kobza.models.model import Model, Origin
-
-    module = building.build(contents.config, contents.tensors, dtype=dtype, where=str(source.path))
-    origin = Origin(
-        spec=str(source.spec),
-        path=str(source.path),
-        licence=contents.licence or source.licence,
-        sha256=digest,
-        kind=kind,
-        notes=contents.notes,
-    )
+def _assembled(source: Source, contents: Contents, kind: str, digest: str, dtype: torch.dtype) -> Model:
+    where = str(source.path)
+    notes = [*contents.notes, *_vocabulary_notes(contents, where)]
+    module = building.build(contents.config, contents.tensors, dtype=dtype, where=where)
+    if contents.config.get("tie_word_embeddings") and not module.config.get_text_config().tie_word_embeddings:
+        notes.append("its configuration ties both ends, its weights hold two different ones: opened untied")
+    licence = contents.licence or source.licence
+    origin = Origin(source.spec, where, licence, digest, kind, tuple(notes))
     return Model(source.name, module, contents.tokenizer, origin=origin)
+
+
+def _vocabulary_notes(contents: Contents, where: str) -> list[str]:
+    """Refuse a tokenizer with more ids than the model has rows; say so where it has fewer."""
+    text = contents.config.get("text_config")
+    rows = contents.config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
+    ids = len(contents.tokenizer)
+    if not isinstance(rows, int) or ids == rows:
+        return []
+    if ids > rows:
+        raise WrongVocabulary(
+            f"the tokenizer of '{where}' has ids up to {ids - 1}, the model has {rows} rows.",
+            "They belong to different models, or tokens were added without resizing the model.",
+        )
+    return [f"rows {ids} .. {rows - 1} of its tables belong to no token"]
+
+
+def _trusted(source: Source, dtype: torch.dtype) -> Model:
+    """Open a folder by transformers, running the code that comes with it."""
+    from transformers import AutoModelForCausalLM
+
+    with building.quiet():
+        module, info = AutoModelForCausalLM.from_pretrained(
+            str(source.path), trust_remote_code=True, local_files_only=True, dtype=dtype, output_loading_info=True
+        )
+    building.refuse_misfits(info, str(source.path))
+    building.refuse_nonfinite(dict(module.named_parameters()), str(source.path))
+    notes = ("opened with Python code that came with it",)
+    vocabulary = folder.vocabulary(source.path, source.name)
+    origin = Origin(source.spec, str(source.path), folder.licence(source.path), "", "folder", notes)
+    return Model(source.name, module, vocabulary, origin=origin)

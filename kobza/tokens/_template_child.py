@@ -15,7 +15,8 @@ from typing import Any
 def main() -> None:
     """Read the request, limit this process, answer."""
     request = json.loads(sys.stdin.buffer.read())
-    import jinja2.ext  # noqa: F401  (imported before the limits, which its own code need not fit in)
+    # before the limits, which its own code need not fit in
+    import jinja2.ext
     import jinja2.sandbox  # noqa: F401
 
     _limit(request["seconds"], request["memory"])

@@ -73,9 +73,7 @@ def write(tokenizer: Tokenizer, folder: Path) -> Path:
         "pad_token": marks.padding_id,
         "unk_token": marks.unknown_id,
     }
-    config: dict[str, Any] = {
-        name: tokenizer._backend.id_to_token(id) for name, id in names.items() if id is not None
-    }
+    config: dict[str, Any] = {name: tokenizer._backend.id_to_token(id) for name, id in names.items() if id is not None}
     # subtle: a class name such as LlamaTokenizer would make transformers rebuild the splitting rules from scratch
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config["add_bos_token"] = marks.adds_start

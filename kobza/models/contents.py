@@ -1,0 +1,29 @@
+"""What a file or folder of weights amounts to, before a module is built of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kobza.tokens.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint, read and checked.
+
+    Attributes:
+        config: values of the transformers configuration, with `model_type`.
+        tensors: weights by the checkpoint's names, in the types it stores; mapped from disk where possible.
+        tokenizer: its vocabulary.
+        notes: what a reader should know.
+        licence: as the files state it, or "".
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    tokenizer: Tokenizer
+    notes: tuple[str, ...] = ()
+    licence: str = ""
