@@ -1,0 +1,44 @@
+"""All commands in one place, in the order in which `kobza --help` shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kobza import __version__
+from kobza.cli import changing, house, looking, speaking
+from kobza.cli.frame import kept_lines
+
+HELP = """An instrument for language models: open one, look inside, change it, let it speak, measure what changed.
+
+    kobza open smollm2                                  what it is made of
+    kobza look smollm2 neighbors:token=" lava"          look at its embeddings
+    kobza edit smollm2 lowrank:rank=386 --save small    change it, measure it, keep it
+    kobza sweep smollm2 "lowrank:rank=64..576:64"       one edit at many strengths
+    kobza say smollm2 "Why is the sky blue?"            let it speak
+"""
+
+
+def build() -> typer.Typer:
+    """Return the command line as a click command; nothing heavy is imported for it."""
+    app = typer.Typer(
+        name="kobza",
+        help=kept_lines(HELP),
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        no_args_is_help=True,
+    )
+    app.callback()(_options)
+    for room in (looking, changing, speaking, house):
+        room.register(app)
+    return typer.main.get_command(app)
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"kobza {__version__}")
+        raise typer.Exit(0)

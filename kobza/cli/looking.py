@@ -1,0 +1,200 @@
+"""Commands that look: open, tokens, look, measure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kobza.cli import spec
+from kobza.cli.frame import command
+from kobza.core.errors import BadValue
+
+if TYPE_CHECKING:
+    from kobza.core.result import Result
+    from kobza.core.table import Table
+
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Only for sources you trust."),
+]
+Pickle = Annotated[bool, typer.Option("--convert-pickle", help="Read a pickle checkpoint, its weights only.")]
+Allow = Annotated[bool, typer.Option("--allow-nonfinite", help="Open a model with NaN or infinite weights.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to the command line."""
+    command(app, "open", threads=False)(open_model)
+    command(app, "tokens")(tokens)
+    command(app, "look", threads=True)(look)
+    command(app, "measure", threads=True)(measure)
+
+
+def open_model(
+    model: spec.ModelName,
+    matrices: Annotated[bool, typer.Option("--matrices", help="List every matrix.")] = False,
+    dtype: spec.Dtype = "",
+    trust_remote_code: Trust = False,
+    convert_pickle: Pickle = False,
+    allow_nonfinite: Allow = False,
+) -> Result | Table:
+    """Open a model and print its anatomy. Matrices, bytes, exact counts of parameters, cache and work.
+
+    Examples:
+
+        kobza open smollm2
+        kobza open smollm2 --matrices --csv
+        kobza open model.gguf --json
+    """
+    opened = opened_model(
+        model,
+        dtype,
+        trust_remote_code=trust_remote_code,
+        convert_pickle=convert_pickle,
+        allow_nonfinite=allow_nonfinite,
+    )
+    if matrices:
+        from kobza.core.table import Table
+
+        rows = [_matrix_row(m) for m in opened.matrices.values()]
+        return Table(rows, units={"bytes": "B"}, title=f"Matrices of {opened.name}")
+    return opened.anatomy()
+
+
+def tokens(
+    model: spec.ModelName,
+    words: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text itself; else see --text.")] = None,
+    text: Annotated[
+        str, typer.Option("--text", "-t", metavar="TEXT", help="A named text, a file, or - for standard input.")
+    ] = "",
+    vocabulary: Annotated[bool, typer.Option("--vocabulary", help="List every token of the vocabulary.")] = False,
+    pieces: Annotated[bool, typer.Option("--pieces", help="Print the text cut into its tokens.")] = False,
+) -> Table | str:
+    """Show how a model cuts a text into tokens. Ids, exact bytes, the start mark in front.
+
+    Examples:
+
+        kobza tokens smollm2 "lava flows"
+        kobza tokens smollm2 "lava flows" --pieces
+        kobza tokens smollm2 --text poem.txt --csv
+        kobza tokens smollm2 --vocabulary -o vocabulary.csv
+    """
+    from kobza.cli.pieces import colored, token_table
+
+    tokenizer = opened_model(model).tokenizer
+    if vocabulary:
+        return tokenizer.table()
+    data = _given(words, text)
+    return colored(tokenizer, data) if pieces else token_table(tokenizer, data)
+
+
+def look(
+    model: spec.ModelName,
+    views: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[VIEW]...", help="spectrum, projection, neighbors, ...", autocompletion=spec.complete_view
+        ),
+    ] = None,
+    list_views: Annotated[bool, typer.Option("--list", help="List the views.")] = False,
+    edit: spec.Edits = None,
+    dtype: spec.Dtype = "",
+) -> Any:
+    """Look at a model's embeddings: one view or several. Options follow the view's name.
+
+    Examples:
+
+        kobza look smollm2 --list
+        kobza look smollm2 spectrum -o spectrum.svg
+        kobza look smollm2 'neighbors:token=" lava",k=5'
+        kobza look smollm2 projection -o map.html
+        kobza look smollm2 sizes spectrum -o page.html
+
+    All options of a view: kobza help neighbors
+    """
+    from kobza.cli.house import technique_table
+    from kobza.cli.spec import parse_technique
+
+    if list_views:
+        return technique_table("embeddings")
+    if not views:
+        raise BadValue("no view was named.", "See all: kobza list embeddings")
+    steps = [parse_technique("embeddings", view) for view in views]
+    return _seen(opened_model(model, dtype, edits=edit), steps)
+
+
+def measure(
+    model: spec.ModelName,
+    measures: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MEASURE]...",
+            help="bits_per_byte, packed_size, speed, ... (see: kobza list measures).",
+            autocompletion=spec.complete_measure,
+        ),
+    ] = None,
+    text: spec.Texts = None,
+    edit: spec.Edits = None,
+    seed: spec.Seed = "0",
+    dtype: spec.Dtype = "",
+) -> Result:
+    """Measure a model on a text. Without a measure: bits per byte and stored bytes.
+
+    Examples:
+
+        kobza measure smollm2 --text topics[:4000]
+        kobza measure smollm2 bits_per_byte:window=512 packed_size --text poem.txt
+        kobza measure smollm2 divergence --edit lowrank:rank=386 --text source
+    """
+    from kobza.recipes.running import run
+
+    return run(spec.make_recipe(model, chains=edit or (), measures=measures or None, text=text, seed=seed, dtype=dtype))
+
+
+def opened_model(model: str, dtype: str = "", *, edits: list[str] | None = None, **how: Any) -> Any:
+    """Return the opened model, with edits applied."""
+    from kobza.core.progress import task
+
+    recipe = spec.make_recipe(model, chains=edits or (), dtype=dtype)  # checked before the model is opened
+    from kobza.models import opening
+    from kobza.recipes.running import apply
+
+    with task(f"open {model}"):
+        opened = opening.open(model, dtype=dtype or None, **how)
+    return apply(opened, recipe.points()[0].chain)
+
+
+def _seen(model: Any, steps: list[Any]) -> Any:
+    from kobza.core import techniques
+    from kobza.core.options import check
+    from kobza.core.progress import progress
+    from kobza.core.result import Result
+
+    tables = []
+    for step in progress(steps, "look"):
+        verb = techniques.verb("embeddings", step.name)
+        tables.append(verb(model, **check(verb, step.options, what=f"view {step.name!r}")))
+    return tables[0] if len(tables) == 1 else Result(title=f"Embeddings of {model.name}", tables=tables)
+
+
+def _given(words: str | None, text: str) -> bytes:
+    if words is not None and text:
+        raise BadValue("both a text and --text were given.", "Give one of them.")
+    if words is not None:
+        try:
+            return words.encode("utf-8", errors="surrogateescape")  # the bytes that the user typed
+        except UnicodeEncodeError as error:
+            raise BadValue(f"character {error.start} of the text is half a surrogate pair.") from None
+    from kobza.core.texts import text as read_text
+
+    return read_text(text or "-").data
+
+
+def _matrix_row(matrix: Any) -> dict[str, Any]:
+    return {
+        "name": matrix.name,
+        "shape": " x ".join(map(str, matrix.shape)),
+        "type": str(matrix.dtype).removeprefix("torch."),
+        "bytes": matrix.bytes,
+        "parameter": matrix.parameter,
+    }

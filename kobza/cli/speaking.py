@@ -1,0 +1,157 @@
+"""The command that lets a model speak: say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kobza.cli import show, spec
+from kobza.cli.frame import command
+from kobza.cli.looking import opened_model
+from kobza.core.errors import BadValue
+
+if TYPE_CHECKING:
+    from kobza.core.options import Step
+    from kobza.models.model import Model
+
+STRATEGY = "sample:temperature=0.7,top_p=0.9"
+BYE = ("", "/bye")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to the command line."""
+    command(app, "say", output=False, threads=True)(say)
+
+
+def say(
+    model: spec.ModelName,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="What to say to it, or to go on with.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Go on with the text; no chat template.")] = False,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="Instruction in front of the chat.")] = "",
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Tokens at most.")] = 256,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="How to choose tokens: greedy, sample:temperature=0.7,top_p=0.9, ... (see: kobza list decoding).",
+            autocompletion=spec.complete_strategy,
+        ),
+    ] = STRATEGY,
+    edit: spec.Edits = None,
+    seed: spec.Seed = "0",
+    dtype: spec.Dtype = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document when done.")] = False,
+) -> None:
+    """Let a model speak. It chats where it has a chat template, else it goes on with the text. The answer
+    comes as it is made.
+
+    Without a prompt, a terminal opens a chat (an empty line ends it), and piped input is the prompt.
+
+    Examples:
+
+        kobza say smollm2 "Why is the sky blue?"
+        kobza say smollm2 "Once upon a time" --plain --strategy greedy -n 50
+        kobza say smollm2 "Why is the sky blue?" --edit lowrank:rank=386
+
+        echo "Name three rivers." | kobza say smollm2 --json
+    """
+    wanted = _strategy(strategy, tokens, seed)
+    if prompt is None and sys.stdin.isatty() and not as_json:
+        _chat(opened_model(model, dtype, edits=edit), wanted, system, plain)
+        return
+    words = prompt if prompt is not None else _piped()
+    opened = opened_model(model, dtype, edits=edit)
+    begun = _prompt(opened, [], words, system, plain)
+    said = _generation(opened, begun, wanted)
+    if as_json:
+        show.write(_document(opened, begun, said, wanted) + "\n")
+    else:
+        stream(said)
+
+
+def stream(pieces: Iterable[str]) -> str:
+    """Write pieces as they come, ending with a line end; returns them together."""
+    whole = []
+    for piece in pieces:
+        show.write(show.printable(piece))
+        whole.append(piece)
+    text = "".join(whole)
+    if not text.endswith("\n"):
+        show.write("\n")
+    return text
+
+
+def _chat(model: Model, wanted: Step, system: str, plain: bool) -> None:
+    history: list[dict[str, str]] = []
+    sys.stderr.write(f"{model.name}: an empty line ends the chat.\n")
+    while (words := _line()) not in BYE:
+        answer = stream(_generation(model, _prompt(model, history, words, system, plain), wanted))
+        history += [{"role": "user", "content": words}, {"role": "assistant", "content": answer}]
+
+
+def _line() -> str:
+    sys.stderr.write("> ")
+    sys.stderr.flush()
+    return sys.stdin.readline().rstrip("\n")
+
+
+def _piped() -> str:
+    from kobza.core.texts import text
+
+    return text("-").string.rstrip("\n")
+
+
+def _strategy(words: str, tokens: int, seed: str) -> Step:
+    """Return the strategy with the number of tokens, and the seed where it draws."""
+    from kobza.core import techniques
+    from kobza.core.options import Step
+
+    step = spec.parse_technique("decoding", words)
+    known = {option.name for option in techniques.described("decoding", step.name)}
+    if not seed.isdecimal():
+        raise BadValue(f"seed {seed!r} is not a whole number.", "Write --seed 0")
+    given = {"tokens": tokens, "seed": int(seed)}
+    return Step(step.name, {**{k: v for k, v in given.items() if k in known}, **step.options})
+
+
+def _prompt(model: Model, history: list[dict[str, str]], words: str, system: str, plain: bool) -> Any:
+    """Return messages for the chat template, or the text alone."""
+    if plain or model.tokenizer.chat_template is None:
+        if system:
+            raise BadValue("--system needs a chat, and this is plain text.", "Put it in front of the prompt.")
+        return words
+    front = [{"role": "system", "content": system}] if system else []
+    return [*front, *history, {"role": "user", "content": words}]
+
+
+def _generation(model: Model, prompt: Any, wanted: Step) -> Any:
+    from kobza.core import techniques
+    from kobza.core.options import check
+
+    verb = techniques.verb("decoding", wanted.name)
+    return verb(model, prompt, **check(verb, wanted.options, what=f"strategy {wanted.name!r}"))
+
+
+def _document(model: Model, prompt: Any, said: Any, wanted: Step) -> str:
+    import json
+
+    from kobza.core.options import spell
+
+    found = {
+        "schema": "kobza.generation/1",
+        "model": model.name,
+        "changes": [str(change) for change in model.changes],
+        "strategy": spell(wanted),
+        "prompt": prompt,
+        "text": said.text,
+        "ids": said.ids,
+        "logprobs": said.logprobs,
+        "stopped_by": said.stopped_by,
+        "tokens_per_second": said.tokens_per_second,
+    }
+    return json.dumps(found, ensure_ascii=False, allow_nan=False)
