@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kobza.models.record import Record
 from kobza.tokens.base import Tokenizer
 
 
@@ -20,6 +21,8 @@ class Contents:
         tokenizer: its vocabulary.
         notes: what a reader should know.
         licence: as the files state it, or "".
+        record: what kobza wrote beside a model that it saved, or None.
+        stored: the tensors as they lie in the file, where matrices are stored factored; else empty.
     """
 
     config: dict[str, Any]
@@ -27,3 +30,5 @@ class Contents:
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
     licence: str = ""
+    record: Record | None = None
+    stored: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)

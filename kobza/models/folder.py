@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from kobza.core.errors import Corrupt, KobzaError, MissingExtra, MissingFile, Unsafe
-from kobza.models import configuring, preflight
+from kobza.core.errors import Corrupt, KobzaError, MissingExtra, MissingFile, Unsafe, WrongTensors
+from kobza.models import building, configuring, preflight, record
 from kobza.models.contents import Contents
 from kobza.tokens.base import Tokenizer
 
@@ -30,17 +31,35 @@ def read(folder: Path, files: Sequence[Path] | None = None, *, name: str = "", p
         MissingFile, Corrupt, Truncated, Unsafe: see `preflight`, `configuring`.
     """
     config, notes = configuring.read(folder)
-    files = list(files) if files is not None else _weights(folder, pickles)
+    about = record.read(folder) if files is None else None
+    if about and about.factored:
+        files = preflight.beside(folder, about.weights, str(folder / record.FILE))
+    elif files is None:
+        files = _weights(folder, pickles)
     if any(file.suffix in preflight.PICKLES for file in files):
         tensors = unpickled(files)
         notes = (*notes, f"weights converted from the pickle {files[0].name}")
     else:
         headers = [preflight.safetensors_header(file) for file in files]
         values = sum(entry.values for header in headers for entry in header.values())
-        count = sum(map(len, headers))
-        configuring.check_sizes(config, count, values, str(folder / "config.json"))
+        configuring.check_sizes(config, sum(map(len, headers)), values, str(folder / "config.json"))
         tensors = mapped(files)
-    return Contents(config, tensors, vocabulary(folder, name or folder.name), notes, licence(folder))
+    stored: dict[str, torch.Tensor] = {}
+    if about and about.factored:
+        _check_factors(about, tensors, config)
+        stored, tensors = tensors, about.unfactored(tensors)
+    words = vocabulary(folder, name or folder.name)
+    return Contents(config, tensors, words, notes, licence(folder), about, stored)
+
+
+def _check_factors(about: record.Record, tensors: Mapping[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """Refuse factors whose product is not of the size its module wants, before they are multiplied."""
+    wanted = building.skeleton(config).state_dict()
+    for name, at in about.factored.items():
+        A, B, whole = tensors.get(at["A"]), tensors.get(at["B"]), wanted.get(at["weight"])
+        fits = A is not None and B is not None and whole is not None and A.ndim == B.ndim == 2
+        if not fits or A.shape[0] * B.shape[1] != whole.numel():  # type: ignore[union-attr]
+            raise WrongTensors(f"the factors of {name!r} are missing or do not fit the configuration.")
 
 
 def _weights(folder: Path, pickles: bool) -> list[Path]:

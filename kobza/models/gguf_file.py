@@ -6,6 +6,7 @@ of q and k, transposes GPT-2, adds one to Gemma's norms ...) are undone by trans
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kobza.core.errors import Corrupt, WrongTensors
+from kobza.core.errors import Corrupt, MissingExtra, Unavailable, WrongTensors
 from kobza.core.progress import task
-from kobza.models import building
+from kobza.models import building, configuring
 from kobza.models.contents import Contents
 from kobza.models.gguf_config import PLAIN, config_dict, tokenizer
 from kobza.models.gguf_header import TYPES, Header, TensorInfo, read_header
@@ -30,16 +31,49 @@ def read(path: Path, name: str) -> Contents:
         WrongTensors: it has tensors that its architecture does not know, or of a type that cannot be read.
     """
     header = read_header(path)
-    config = config_dict(header)
     vocabulary = tokenizer(header, name)
+    if header.architecture in PLAIN:
+        config = config_dict(header)
+        values = sum(math.prod(info.shape) for info in header.tensors.values())
+        configuring.check_sizes(config, len(header.tensors), values, str(path))
+        tensors = _tensors(header, config)
+    else:
+        config, tensors = _by_transformers(header)
     notes = (f"weights dequantized from {_types(header)}",)
     licence = header.fields.get("general.license", "")
-    return Contents(config, _tensors(header, config), vocabulary, notes, licence if isinstance(licence, str) else "")
+    return Contents(config, tensors, vocabulary, notes, licence if isinstance(licence, str) else "")
 
 
-def is_plain(header: Header) -> bool:
-    """Say whether this module reads the architecture itself."""
-    return header.architecture in PLAIN
+def _by_transformers(header: Header) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Let transformers read a file whose architecture has rules of its own; slower, but right.
+
+    Raises:
+        MissingExtra: that needs the package accelerate.
+        Unavailable: transformers does not know the architecture either.
+        WrongTensors: tensors are missing, surplus or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = header.path
+    try:
+        with building.quiet():
+            module, info = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
+    except (ValueError, ImportError, KeyError, NotImplementedError) as error:
+        if "accelerate" in str(error):
+            what = f"reading a GGUF file of the architecture {header.architecture!r}"
+            raise MissingExtra(f"{what} needs the package 'accelerate'.", "pip install accelerate") from None
+        reason = " ".join(str(error).split())[:200]
+        raise Unavailable(
+            f"'{path}' is of the architecture {header.architecture!r}, which transformers cannot read: {reason}.",
+            f"Take a safetensors version of the model. Read here: {', '.join(sorted(PLAIN))}.",
+        ) from None
+    building.refuse_misfits(info, str(path))
+    config = module.config.to_dict()
+    config.pop("quantization_config", None)
+    tied = set(module.all_tied_weights_keys)
+    return config, {name: tensor for name, tensor in module.state_dict().items() if name not in tied}
 
 
 def _types(header: Header) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kobza.core.errors import BadValue, MissingFile, WrongVocabulary
+from kobza.core.errors import BadValue, Corrupt, MissingFile, WrongVocabulary
 from kobza.models import building, cache, folder, gguf_file, preflight
 from kobza.models.contents import Contents
 from kobza.models.model import Model, Origin
@@ -59,9 +59,7 @@ def open(  # the verb of the room
         model = _trusted(source, wanted)
     else:
         source = find(spec, pickles=convert_pickle)
-        contents, kind, digest = _read(source, pickles=convert_pickle)
-        if not allow_nonfinite and kind != "gguf":
-            building.refuse_nonfinite(contents.tensors, str(source.path))
+        contents, kind, digest = _read(source, pickles=convert_pickle, any_values=allow_nonfinite)
         model = _assembled(source, contents, kind, digest, wanted)
     if device is not None:
         model.module.to(device)
@@ -92,13 +90,22 @@ def _tiny(spec: str) -> Model:
     return tiny(family or "llama", **values)
 
 
-def _read(source: Source, *, pickles: bool) -> tuple[Contents, str, str]:
+def _read(source: Source, *, pickles: bool, any_values: bool) -> tuple[Contents, str, str]:
     """Read what lies at a path: contents, kind of source, SHA-256 of its one file of weights or ""."""
+    path = _only_gguf(source.path)
+    if path.is_file() and (path.suffix == ".gguf" or _begins_with(path, b"GGUF")):
+        return _read_gguf(replace(source, path=path), any_values)
+    contents, kind, digest = _read_transformers(source, pickles)
+    if not any_values:
+        building.refuse_nonfinite(contents.tensors, str(path))
+    return contents, kind, digest
+
+
+def _read_transformers(source: Source, pickles: bool) -> tuple[Contents, str, str]:
+    """Read a folder, or a file of weights in one."""
     path = source.path
     if path.is_dir():
-        return _read_folder(source, pickles)
-    if path.suffix == ".gguf" or _begins_with(path, b"GGUF"):
-        return _read_gguf(source)
+        return folder.read(path, name=source.name, pickles=pickles), "folder", ""
     if path.suffix == ".safetensors":
         return folder.read(path.parent, [path], name=source.name), "safetensors", cache.digest_of(path)
     if path.suffix in preflight.PICKLES or _begins_with(path, b"PK", b"\x80"):
@@ -108,13 +115,13 @@ def _read(source: Source, *, pickles: bool) -> tuple[Contents, str, str]:
     raise BadValue(f"'{path}' is not a model: neither a folder nor a *.safetensors or *.gguf file.")
 
 
-def _read_folder(source: Source, pickles: bool) -> tuple[Contents, str, str]:
-    path = source.path
-    if (path / "config.json").is_file():
-        return folder.read(path, name=source.name, pickles=pickles), "folder", ""
+def _only_gguf(path: Path) -> Path:
+    """Return the GGUF file of a folder that has nothing else; any other path as it is."""
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
-        return _read_gguf(replace(source, path=ggufs[0]))
+        return ggufs[0]
     if ggufs:
         raise BadValue(f"'{path}' has {len(ggufs)} GGUF files.", f"Name one: kobza open '{path}:{ggufs[0].name}'")
     preflight.refuse_pickles(sorted(file for file in path.iterdir() if file.suffix in preflight.PICKLES))
@@ -126,19 +133,23 @@ def _begins_with(path: Path, *magics: bytes) -> bool:
         return file.read(8).startswith(magics)
 
 
-def _read_gguf(source: Source) -> tuple[Contents, str, str]:
+def _read_gguf(source: Source, any_values: bool) -> tuple[Contents, str, str]:
     digest = cache.digest_of(source.path)
-    contents = cache.load(digest)
-    if contents is None:
-        contents = gguf_file.read(source.path, source.name)
-        building.refuse_nonfinite(contents.tensors, str(source.path))
-        reason = cache.store(digest, contents)
-        if reason:
-            contents = replace(contents, notes=(*contents.notes, f"not kept in the cache: {reason}"))
-        else:
-            contents = cache.load(digest) or contents
+    contents = cache.load(digest) or _converted(source, digest, any_values)
     contents.tokenizer.name = source.name
     return contents, "gguf", digest
+
+
+def _converted(source: Source, digest: str, any_values: bool) -> Contents:
+    """Dequantize a GGUF file and keep the result; what comes back is mapped from the copy where there is one."""
+    contents = gguf_file.read(source.path, source.name)
+    if any_values:
+        return contents  # not kept: an entry of the cache is known to be finite
+    building.refuse_nonfinite(contents.tensors, str(source.path))
+    reason = cache.store(digest, contents)
+    if reason:
+        return replace(contents, notes=(*contents.notes, f"not kept in the cache: {reason}"))
+    return cache.load(digest) or contents
 
 
 def _assembled(source: Source, contents: Contents, kind: str, digest: str, dtype: torch.dtype) -> Model:
@@ -149,7 +160,27 @@ def _assembled(source: Source, contents: Contents, kind: str, digest: str, dtype
         notes.append("its configuration ties both ends, its weights hold two different ones: opened untied")
     licence = contents.licence or source.licence
     origin = Origin(source.spec, where, licence, digest, kind, tuple(notes))
-    return Model(source.name, module, contents.tokenizer, origin=origin)
+    model = Model(source.name, module, contents.tokenizer, origin=origin)
+    return _restored(model, contents) if contents.record else model
+
+
+def _restored(model: Model, contents: Contents) -> Model:
+    """Put back factors, history and origin of a model that kobza saved, and compare its weights with the record.
+
+    Raises:
+        Corrupt: the weights are not those that were saved.
+    """
+    record = contents.record
+    assert record is not None
+    stored = contents.stored or contents.tensors
+    restored = record.restored(model, stored)
+    as_saved = all(tensor.dtype == model.dtype for tensor in stored.values())
+    if as_saved and restored.fingerprint != record.fingerprint:
+        raise Corrupt(
+            f"the weights in '{model.origin.path}' are not those that kobza.json records: their SHA-256 differs.",
+            "The file was damaged, or changed by another program; in that case delete kobza.json.",
+        )
+    return restored
 
 
 def _vocabulary_notes(contents: Contents, where: str) -> list[str]:

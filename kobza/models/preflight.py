@@ -153,23 +153,33 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     weight_map = json_object(index, LONGEST_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise Corrupt(f"'{index}' has no 'weight_map' of tensor names to files.", _ASK)
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        _refuse_outside(index, name)
-        if not (folder / name).is_file():
-            raise MissingFile(f"'{index}' names the file '{name}', which is not in '{folder}'.", "Fetch all shards.")
-    files = [folder / name for name in names]
+    files = beside(folder, sorted({str(name) for name in weight_map.values()}), str(index))
     _check_index(index, weight_map, files)
     return files
 
 
-def _refuse_outside(index: Path, name: str) -> None:
-    if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise Unsafe(
-            f"'{index}' names {name!r}, which is not a file beside it.", "Weights lie in the model's own folder."
-        )
-    if not name.endswith(".safetensors"):
-        raise Unsafe(f"'{index}' names {name!r}; only *.safetensors files are read.")
+def beside(folder: Path, names: Sequence[str], where: str) -> list[Path]:
+    """Return the files of weights that another file names, all of them safetensors in the same folder.
+
+    Args:
+        folder: where they must lie.
+        names: as given by the other file.
+        where: the other file, for messages.
+
+    Raises:
+        Unsafe: a name points elsewhere or at another kind of file.
+        MissingFile: one is absent.
+    """
+    for name in names:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+            raise Unsafe(
+                f"'{where}' names {name!r}, which is not a file beside it.", "Weights lie in the model's folder."
+            )
+        if not name.endswith(".safetensors"):
+            raise Unsafe(f"'{where}' names {name!r}; only *.safetensors files are read.")
+        if not (folder / name).is_file():
+            raise MissingFile(f"'{where}' names the file '{name}', which is not in '{folder}'.", "Fetch all of them.")
+    return [folder / name for name in names]
 
 
 def _check_index(index: Path, weight_map: dict[str, Any], files: Sequence[Path]) -> None:
