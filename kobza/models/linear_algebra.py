@@ -162,6 +162,38 @@ def gram(matrix: Tensor, *, weights: Tensor | None = None, center: Tensor | None
     return total
 
 
+@dataclass(frozen=True)
+class Principal:
+    """Principal components of N rows.
+
+    Attributes:
+        mean: (D,) float64.
+        basis: (D, D) float64, columns by falling variance; the largest entry of each is positive.
+        share: of the centered variance along each, (D,) float64, sums to 1.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    share: Tensor
+
+    def places(self, rows: Tensor, count: int) -> Tensor:
+        """Coordinates (M, count) in float32 of rows (M, D) along the first components."""
+        kept = self.basis[:, :count]
+        return (rows @ kept.to(rows.dtype)) - (self.mean @ kept).to(rows.dtype)
+
+
+def principal(matrix: Tensor) -> Principal:
+    """Principal components of the centered rows (M, N), through the N x N covariance in float64.
+
+    Source: Pearson (1901), doi:10.1080/14786440109462720; the sign convention is ours (scikit-learn's differs).
+    """
+    mean = column_mean(matrix)
+    values, basis = eigen(gram(matrix, center=mean))
+    values = values.clamp_min(0)
+    total = values.sum()
+    return Principal(mean, basis, values / total if total > 0 else torch.zeros_like(values))
+
+
 def column_mean(matrix: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean of the rows, (N,) in float64; weighted by w_i (M,) [>= 0, not all 0] if given."""
     total = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
