@@ -21,14 +21,15 @@ def tensor_digest(tensor: Tensor) -> str:
     if seen is not None and version is not None and seen[0] == version:
         return str(seen[1])
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(_bytes(tensor))
+    digest.update(raw_bytes(tensor))
     _known[tensor] = (version, digest.hexdigest())
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, row by row, without a copy where it lies so in memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def fingerprint(module: nn.Module) -> str:

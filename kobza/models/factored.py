@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True)
@@ -61,25 +63,32 @@ class FactoredEmbedding(Factored):
             self.register_buffer("embed_scale", scale, persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """(..., ) ids to (..., D) vectors."""
+        """(...) ids to (..., D) vectors."""
         vectors = nn.functional.embedding(input_ids, self.A) @ self.B
-        return vectors * self.embed_scale.to(vectors.dtype) if hasattr(self, "embed_scale") else vectors
+        scale: Any = getattr(self, "embed_scale", None)
+        return vectors if scale is None else vectors * scale.to(vectors.dtype)
 
 
 class FactoredLinear(Factored):
-    """A linear layer used factored: `x @ B.T @ A.T + bias`."""
+    """A linear layer used factored: `x @ B.T @ A.T + bias`.
 
-    def __init__(self, A: nn.Parameter, B: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+    `is_transposed` says that the layer in whose place it stands stores its weight as inputs x outputs (Conv1D).
+    """
+
+    def __init__(
+        self, A: nn.Parameter, B: nn.Parameter, bias: nn.Parameter | None = None, *, is_transposed: bool = False
+    ) -> None:
         super().__init__(A, B)
         self.out_features, self.in_features = A.shape[0], B.shape[1]
         self.bias = bias
+        self.is_transposed = is_transposed
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., N) to (..., M)."""
         return nn.functional.linear(nn.functional.linear(x, self.B), self.A, self.bias)
 
 
-def factored_like(module: nn.Module, A: nn.Parameter, B: nn.Parameter) -> Factored | None:
+def factored_like(module: Any, A: nn.Parameter, B: nn.Parameter) -> Factored | None:
     """Return the factored module that takes the place of `module`, or None if its kind cannot be factored."""
     if isinstance(module, (nn.Embedding, FactoredEmbedding)):
         scale = getattr(module, "embed_scale", None)
@@ -87,6 +96,44 @@ def factored_like(module: nn.Module, A: nn.Parameter, B: nn.Parameter) -> Factor
         if own_forward and scale is None:
             return None  # a lookup of another kind, e.g. OPT's shifted positions
         return FactoredEmbedding(A, B, torch.as_tensor(scale) if scale is not None else None)
-    if isinstance(module, nn.Linear | FactoredLinear) or type(module).__name__ == "Conv1D":
-        return FactoredLinear(A, B, module.bias)
+    if isinstance(module, nn.Linear | FactoredLinear | Conv1D):
+        return FactoredLinear(A, B, module.bias, is_transposed=is_transposed(module))
     return None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a layer stores (or, factored, stood for one that stores) its weight as inputs x outputs."""
+    return isinstance(module, Conv1D) or getattr(module, "is_transposed", False) is True
+
+
+def dense_like(factored: Factored) -> nn.Module:
+    """Return the plain layer or table that a factored one stands for, its weight the product A B."""
+    product = (factored.A @ factored.B).detach()
+    plain: Any
+    if isinstance(factored, FactoredLinear):
+        M, N = product.shape
+        if factored.is_transposed:
+            plain, product = Conv1D(M, N), product.T.contiguous()
+        else:
+            plain = nn.Linear(N, M, bias=False, device="meta")
+        plain.bias = factored.bias
+    elif hasattr(factored, "embed_scale"):
+        plain = ScaledEmbedding(product.shape[0], product.shape[1], factored.get_buffer("embed_scale"))
+    else:
+        plain = nn.Embedding(product.shape[0], product.shape[1], device="meta")
+    plain.weight = nn.Parameter(product, requires_grad=False)
+    return plain
+
+
+class ScaledEmbedding(nn.Embedding):
+    """A table of embeddings whose vectors are multiplied by a scale of the family (Gemma)."""
+
+    embed_scale: Tensor
+
+    def __init__(self, rows: int, width: int, scale: Tensor) -> None:
+        super().__init__(rows, width, device="meta")
+        self.register_buffer("embed_scale", scale, persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(...) ids to (..., D) vectors."""
+        return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)

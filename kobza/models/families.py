@@ -52,7 +52,7 @@ def known() -> list[str]:
     return sorted(name for name in table() if name != "unknown")
 
 
-def family_of(module: nn.Module) -> Family:
+def family_of(module: Any) -> Family:
     """Return the family of a transformers causal language model.
 
     A `model_type` without a table is explored instead: the list of blocks is the longest list of
@@ -72,7 +72,7 @@ def _resolved(name: str) -> dict[str, Any]:
     return {**base, **entry}
 
 
-def explore(name: str, module: nn.Module) -> Family:
+def explore(name: str, module: Any) -> Family:
     """Guess the table of an unknown family from the names and shapes of its modules."""
     paths = {id(part): path for path, part in module.named_modules()}
     lists = [
@@ -90,7 +90,7 @@ def explore(name: str, module: nn.Module) -> Family:
     return Family(name, blocks, modules, block, sites=sites, points=points, is_known=False)
 
 
-def _explore_block(block: nn.Module) -> dict[str, str]:
+def _explore_block(block: Any) -> dict[str, str]:
     """Return our name -> path for the parts of a block that carry a usual name."""
     found: dict[str, str] = {}
     for path, _ in block.named_modules():
@@ -119,7 +119,7 @@ def _points(block: dict[str, str]) -> dict[str, str]:
     return points
 
 
-def _last_norm(module: nn.Module, blocks: str) -> str:
+def _last_norm(module: Any, blocks: str) -> str:
     """Return the place behind the last norm outside the blocks, or nothing."""
     norms = [
         path

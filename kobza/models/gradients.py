@@ -32,7 +32,7 @@ def embedding_gradients(model: Model, ids: Sequence[int] | Tensor, *, window: in
         (T, D) float32, bits per unit of the row.
     """
     tokens = passes.checked(model, ids, window, 0, chunk)
-    table = model.module.get_input_embeddings()  # type: ignore[operator]
+    table = model.module.get_input_embeddings()
     # a family's scale is applied inside the lookup: the chain rule by hand
     scale = torch.as_tensor(getattr(table, "embed_scale", 1.0)).float()
     gradients = torch.zeros(len(tokens), table.embedding_dim)
@@ -49,7 +49,7 @@ def embedding_gradients(model: Model, ids: Sequence[int] | Tensor, *, window: in
 def _window_gradients(model: Model, fed: Tensor, tokens: Tensor, chunk: int) -> Tensor:
     """Return d(bits of the predicted tokens)/d(vectors looked up), (len(fed), D)."""
     with torch.inference_mode(False), torch.enable_grad():
-        vectors = model.module.get_input_embeddings()(fed[None]).detach().clone().requires_grad_()  # type: ignore[operator]
+        vectors = model.module.get_input_embeddings()(fed[None]).detach().clone().requires_grad_()
         states = body(model.module, inputs_embeds=vectors)[0]
         targets = tokens[len(tokens) - len(fed) :]
         at_states = torch.cat(

@@ -110,12 +110,10 @@ class _Installed:
         return new.reshape(value.shape)
 
     def middle(self, attention: Tensor) -> Tensor | None:
-        """The stream between attention and MLP is the block's input plus attn_out; a change to it goes into attn_out."""
+        """The stream between attention and MLP: the block's input plus attn_out; a change to it goes into attn_out."""
         assert self.block_input is not None, "the block's input is remembered before its attention runs"
-        stream = (
-            self.block_input + attention * self.place.scale if self.place.scale != 1 else self.block_input + attention
-        )
-        new = self.changed(stream)
+        added = attention * self.place.scale if self.place.scale != 1 else attention
+        new = self.changed(self.block_input + added)
         return None if new is None else (new - self.block_input) / self.place.scale
 
     def changed(self, view: Tensor) -> Tensor | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kobza.core.errors import NothingMatched, nearest
-from kobza.models.factored import Factored
+from kobza.models.factored import Factored, is_transposed
 from kobza.models.families import Family
 
 PARTS = {"rows": ("q", "k", "v"), "heads": ("q", "k", "v"), "halves": ("gate", "up")}
@@ -62,7 +62,7 @@ class Part:
     key: str
 
 
-def inventory(module: nn.Module, family: Family) -> dict[str, Matrix]:
+def inventory(module: Any, family: Family) -> dict[str, Matrix]:
     """Return every weight of the model by our name, the ends first."""
     prefixes = _prefixes(module, family)
     found: dict[str, Matrix] = {}
@@ -78,11 +78,11 @@ def inventory(module: nn.Module, family: Family) -> dict[str, Matrix]:
     return {name: found[name] for name in [*ends, *(n for n in found if n not in ends)]}
 
 
-def _prefixes(module: nn.Module, family: Family) -> dict[str, str]:
+def _prefixes(module: Any, family: Family) -> dict[str, str]:
     """Return module path -> our name for every part the family's table names."""
     prefixes = {path: name for name, path in family.modules.items()}
     if family.blocks:
-        count = len(module.get_submodule(family.blocks))  # type: ignore[arg-type]
+        count = len(module.get_submodule(family.blocks))
         for layer in range(count):
             for part, path in family.block.items():
                 prefixes[f"{family.blocks}.{layer}.{path}"] = f"blocks.{layer}.{part}"
@@ -102,12 +102,12 @@ def _matrix(name: str, path: str, parameter: Tensor, owner: nn.Module, shared: s
     dtype = str(parameter.dtype).removeprefix("torch.")
     if isinstance(owner, Factored) and path.endswith(".A"):
         size = 0 if shared else owner.A.nbytes + owner.B.nbytes
-        shape = (owner.A.shape[0], owner.B.shape[1])
-        return Matrix(name, shape, dtype, path.removesuffix("A") + "weight", size, "factors", owner.A.shape[1], shared)
-    is_transposed = type(owner).__name__ == "Conv1D" and parameter.ndim == 2
-    shape = tuple(parameter.shape[::-1] if is_transposed else parameter.shape)
+        weight, (M, R), N = path.removesuffix("A") + "weight", owner.A.shape, owner.B.shape[1]
+        return Matrix(name, (M, N), dtype, weight, size, "factors", R, shared, is_transposed(owner))
+    turned = is_transposed(owner) and parameter.ndim == 2
+    shape = tuple(parameter.shape[::-1] if turned else parameter.shape)
     size = 0 if shared else parameter.nbytes
-    return Matrix(name, shape, dtype, path, size, shared=shared, is_transposed=is_transposed)
+    return Matrix(name, shape, dtype, path, size, shared=shared, is_transposed=turned)
 
 
 def parts(matrices: Mapping[str, Matrix], family: Family) -> dict[str, Part]:
@@ -136,13 +136,14 @@ def rows(part: Part, shape: tuple[int, ...], config: Any) -> Tensor:
     return torch.arange(*begins[part.key])
 
 
-def read(module: nn.Module, matrix: Matrix) -> Tensor:
+def read(module: Any, matrix: Matrix) -> Tensor:
     """Return a weight in the orientation outputs x inputs, float32; a view when it is stored so. Not to be written."""
     owner, _, leaf = matrix.parameter.rpartition(".")
     holder = module.get_submodule(owner)
     if matrix.stored_as == "factors":
-        return (holder.A.detach().float() @ holder.B.detach().float()).detach()  # type: ignore[operator, union-attr]
-    tensor = getattr(holder, leaf).detach()
+        product: Tensor = holder.A.detach().float() @ holder.B.detach().float()
+        return product
+    tensor: Tensor = getattr(holder, leaf).detach()
     return (tensor.T if matrix.is_transposed else tensor).float()
 
 

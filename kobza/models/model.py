@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kobza.core.errors import WrongTensors
 from kobza.models import digests, matrices, replacing
 from kobza.models.factored import Factors
 from kobza.models.families import Family, family_of
-from kobza.models.matrices import Matrix
+from kobza.models.matrices import Matrix, Part
 
 if TYPE_CHECKING:
     from kobza.core.result import Result
@@ -99,7 +99,7 @@ class Model:
     def __init__(
         self,
         name: str,
-        module: nn.Module,
+        module: Any,
         tokenizer: Tokenizer,
         *,
         origin: Origin | None = None,
@@ -107,7 +107,7 @@ class Model:
         changes: tuple[Change, ...] = (),
     ) -> None:
         self.name = name
-        self.module = module.eval().requires_grad_(False)
+        self.module: Any = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.origin = origin or Origin(spec=name)
         self.family = family or family_of(module)
@@ -124,7 +124,7 @@ class Model:
     @property
     def config(self) -> Any:
         """The transformers config (of the text part, where a model has several)."""
-        return self.module.config.get_text_config()  # type: ignore[union-attr, operator]
+        return self.module.config.get_text_config()
 
     @property
     def device(self) -> torch.device:
@@ -140,7 +140,7 @@ class Model:
     def layers(self) -> int:
         """L, the number of blocks."""
         if self.family.blocks:
-            return len(self.module.get_submodule(self.family.blocks))  # type: ignore[arg-type]
+            return len(self.module.get_submodule(self.family.blocks))
         return int(self.config.num_hidden_layers)
 
     @property
@@ -187,7 +187,7 @@ class Model:
         return matrices.inventory(self.module, self.family)
 
     @cached_property
-    def parts(self) -> dict[str, matrices.Part]:
+    def parts(self) -> dict[str, Part]:
         """Parts of fused matrices that have a name of their own (`blocks.0.attn.q` of `blocks.0.attn.qkv`)."""
         return matrices.parts(self.matrices, self.family)
 
@@ -234,10 +234,10 @@ class Model:
         """Return a Model of its own that shares every tensor with this one (0.05 s for 135M parameters, no memory)."""
         return self.with_module(replacing.shared_copy(self.module), change=change)
 
-    def with_module(self, module: nn.Module, *, change: Change | None = None) -> Model:
+    def with_module(self, module: Any, *, change: Change | None = None) -> Model:
         """Return a Model around another module of the same family (for edits that change the shape)."""
         changes = (*self.changes, change) if change else self.changes
-        family = self.family if module.config.model_type == self.family.name else None  # type: ignore[union-attr]
+        family = self.family if module.config.model_type == self.family.name else None
         twin = Model(self.name, module, self.tokenizer, origin=self.origin, family=family, changes=changes)
         twin.head_is_exact = self.head_is_exact
         return twin
@@ -315,4 +315,4 @@ def _untie(model: Model) -> None:
         config.tie_word_embeddings = False
     keys = getattr(model.module, "all_tied_weights_keys", None)
     if keys is not None:
-        model.module.all_tied_weights_keys = {}  # type: ignore[assignment]
+        model.module.all_tied_weights_keys = {}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kobza.core.errors import BadValue, NotFinite, WrongTensors
-from kobza.models.factored import Factored, Factors, factored_like
+from kobza.models.factored import Factored, Factors, dense_like, factored_like
 from kobza.models.matrices import Matrix
 
 
-def shared_copy(module: nn.Module) -> nn.Module:
+def shared_copy(module: Any) -> Any:
     """Return a copy of the module tree, with its own config, in which every parameter and buffer is the same object.
 
     Cost: no tensor memory; about 0.05 s for 30 blocks. Hooks of ours are not copied.
@@ -29,7 +29,7 @@ def shared_copy(module: nn.Module) -> nn.Module:
     return twin
 
 
-def put(module: nn.Module, matrix: Matrix, value: Tensor | Factors) -> None:
+def put(module: Any, matrix: Matrix, value: Tensor | Factors) -> None:
     """Put a new value in the place of one weight of `module`; other places that shared the tensor keep the old one.
 
     Raises:
@@ -45,26 +45,25 @@ def put(module: nn.Module, matrix: Matrix, value: Tensor | Factors) -> None:
         twin = factored_like(holder, frozen(value.A, dtype), frozen(value.B, dtype)) if leaf == "weight" else None
         if twin is None:
             raise BadValue(f"{matrix.name!r} cannot be stored as two factors.", "Give the product, a dense tensor.")
-        _set_module(module, owner, twin)
+        set_module(module, owner, twin)
         return
     if isinstance(holder, Factored):
         holder = dense_like(holder)
-        _set_module(module, owner, holder)
-        value = value.detach()
+        set_module(module, owner, holder)
     setattr(holder, leaf, frozen(value.T if matrix.is_transposed else value, dtype))
 
 
-def tie_ends(module: nn.Module, embed_in: str, embed_out: str) -> None:
+def tie_ends(module: Any, embed_in: str, embed_out: str) -> None:
     """Make the output end use the very tensors of the input end (dense or factored)."""
     source, target = module.get_submodule(embed_in), module.get_submodule(embed_out)
     if isinstance(source, Factored):
         twin = factored_like(target, source.A, source.B)
         assert twin is not None, "an output head is linear"
-        _set_module(module, embed_out, twin)
+        set_module(module, embed_out, twin)
         return
     if isinstance(target, Factored):
         target = dense_like(target)
-        _set_module(module, embed_out, target)
+        set_module(module, embed_out, target)
     target.weight = source.weight
 
 
@@ -77,30 +76,8 @@ def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(values.clone() if values.is_inference() else values, requires_grad=False)
 
 
-def dense_like(factored: Factored) -> nn.Module:
-    """Return the plain linear layer or embedding that a factored one stands for, its weight the product."""
-    weight = frozen(factored.weight, factored.A.dtype)
-    if hasattr(factored, "out_features"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        linear.weight, linear.bias = weight, factored.bias
-        return linear
-    plain = nn.Embedding(*weight.shape, device="meta") if not hasattr(factored, "embed_scale") else _Scaled(factored)
-    plain.weight = weight
-    return plain
-
-
-class _Scaled(nn.Embedding):
-    """A table of embeddings whose vectors are multiplied by a scale of the family (Gemma)."""
-
-    def __init__(self, like: Any) -> None:
-        super().__init__(like.num_embeddings, like.embedding_dim, device="meta")
-        self.register_buffer("embed_scale", like.embed_scale, persistent=False)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)
-
-
-def _set_module(root: nn.Module, path: str, part: nn.Module) -> None:
+def set_module(root: Any, path: str, part: nn.Module) -> None:
+    """Put a module in the place of another."""
     parent, _, leaf = path.rpartition(".")
     part.train(root.training)
     setattr(root.get_submodule(parent), leaf, part)

@@ -149,12 +149,12 @@ def _module(config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # building draws from the global generator: leave it as it was
-        module: nn.Module = AutoModelForCausalLM.from_config(config)
+        module: Any = AutoModelForCausalLM.from_config(config)
     return module
 
 
 @torch.no_grad()
-def _fill(module: nn.Module, seed: int) -> None:
+def _fill(module: Any, seed: int) -> None:
     """Fill every weight: tables 0.25 N, matrices N / sqrt(inputs), norms and biases their start + 0.1 N (N normal)."""
     tables = {id(part.weight) for part in (module.get_input_embeddings(), module.get_output_embeddings())}
     for name, parameter in module.named_parameters():

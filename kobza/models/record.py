@@ -1,0 +1,118 @@
+"""What kobza writes beside a saved model (`kobza.json`): where it came from, what was changed, what is factored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kobza.core.errors import Corrupt, WrongTensors
+from kobza.models import replacing
+from kobza.models.factored import Factors
+from kobza.models.model import Change, Model, Origin
+
+FILE = "kobza.json"
+SCHEMA = "kobza.model/1"
+LARGEST = 16 << 20  # bytes of a record; a long history of edits is some kilobytes
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of `kobza.json`.
+
+    Attributes:
+        name: of the model.
+        origin: of the model before its first change.
+        changes: the edits, oldest first.
+        fingerprint: SHA-256 over the weights.
+        stored_bytes: tensor bytes written.
+        is_tied: whether both ends are one tensor.
+        weights: file names of the weights.
+        factored: name of a matrix -> {"A": tensor name, "B": tensor name, "weight": name of their product}.
+    """
+
+    name: str
+    origin: Origin
+    changes: tuple[Change, ...]
+    fingerprint: str
+    stored_bytes: int
+    is_tied: bool
+    weights: tuple[str, ...] = ()
+    factored: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        from kobza import __version__
+
+        return json.dumps({"schema": SCHEMA, "kobza": __version__, **asdict(self)}, indent=1) + "\n"
+
+    def unfactored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the checkpoint with every pair of factors replaced by its product, as transformers expects it.
+
+        Raises:
+            WrongTensors: a factor is missing or the two do not fit.
+        """
+        dense = dict(tensors)
+        for name, at in self.factored.items():
+            A, B = dense.pop(at["A"], None), dense.pop(at["B"], None)
+            if A is None or B is None or A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0]:
+                raise WrongTensors(f"the factors of {name!r} are missing or do not fit each other.")
+            product = A.float() @ B.float()
+            dense[at["weight"]] = (product.T if at.get("is_transposed") else product).to(A.dtype)
+        return dense
+
+    def restored(self, model: Model, tensors: Mapping[str, Tensor]) -> Model:
+        """Return the model, built from `unfactored` tensors, with its factors, history and origin put back."""
+        origin = replace(self.origin, notes=(*self.origin.notes, f"read back from {model.origin.path}"))
+        module = model.module
+        if self.factored:
+            module = replacing.shared_copy(module)
+            for name, at in self.factored.items():
+                matrix = model.matrices["embed.in" if name == "embed" else name]
+                replacing.put(
+                    module, matrix, Factors(tensors[at["A"]].to(model.dtype), tensors[at["B"]].to(model.dtype))
+                )
+                if name == "embed":
+                    replacing.tie_ends(module, model.family.modules["embed.in"], model.family.modules["embed.out"])
+        return Model(model.name, module, model.tokenizer, origin=origin, family=model.family, changes=self.changes)
+
+
+def read(folder: str | Path) -> Record | None:
+    """Return the record of a folder that kobza saved; None for any other folder.
+
+    Raises:
+        Corrupt: the file is there but is not a record.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        data = file.read(LARGEST + 1)
+    try:
+        if len(data) > LARGEST:
+            raise ValueError("too long")
+        return _parsed(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Corrupt(f"'{path}' is not a record of a saved model: {error}.", "Delete it to open the rest.") from None
+
+
+def _parsed(data: dict[str, Any]) -> Record:
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"schema {data['schema']!r} instead of {SCHEMA!r}")
+    origin = Origin(**{**data["origin"], "notes": tuple(data["origin"]["notes"])})
+    changes = tuple(Change.from_json(change) for change in data["changes"])
+    factored = {str(name): {str(k): v for k, v in at.items()} for name, at in data["factored"].items()}
+    return Record(
+        name=str(data["name"]),
+        origin=origin,
+        changes=changes,
+        fingerprint=str(data["fingerprint"]),
+        stored_bytes=int(data["stored_bytes"]),
+        is_tied=bool(data["is_tied"]),
+        weights=tuple(map(str, data["weights"])),
+        factored=factored,
+    )
