@@ -72,7 +72,7 @@ def test_bytes_that_the_vocabulary_cannot_say_cost_eight_bits(tiny: Any) -> None
 
 def test_weights_that_are_not_numbers_stop_with_the_place(tiny: Any) -> None:
     tiny.module.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
-    with pytest.raises(NotFinite, match=r"not finite \(nan\) at token 0 \('T', byte 0 of"):
+    with pytest.raises(NotFinite, match=r"not finite \(nan\) at token 0 \('The', byte 0 of"):
         bits_per_byte.measure(tiny, TEXT)
 
 
