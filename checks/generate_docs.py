@@ -103,11 +103,9 @@ def _help(*command: str) -> str:
 
 
 def _commands() -> Iterator[str]:
-    from typer.main import get_command
+    from kobza.cli.app import build
 
-    from kobza.cli.main import app
-
-    yield from sorted(get_command(app).commands)  # type: ignore[attr-defined]
+    yield from sorted(build().commands)
 
 
 def stale() -> list[str]:

@@ -5,6 +5,7 @@ fails `test_every_room_has_a_driver`, so a new room cannot slip through.
 """
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -90,8 +91,6 @@ def embeddings(model: Any, name: str, **forced: Any) -> Any:
 def measures(model: Any, name: str, **forced: Any) -> Any:
     function = techniques.verb("measures", name)
     edited = techniques.verb("edits", "scaling")(model)
-    import inspect
-
     given = {"original": model} if "original" in inspect.signature(function).parameters else {}
     reading = function(edited, kobza.text(TEXT), **given, **chosen("measures", name, **forced))
     assert reading.name
@@ -111,9 +110,14 @@ def decoding(model: Any, name: str, **forced: Any) -> Any:
 
 
 def codecs(model: Any, name: str, **forced: Any) -> Any:
+    from kobza.models.predictor import ModelPredictor
+
     module = techniques.load("codecs", name)
-    blob = module.compress(TEXT, **chosen("codecs", name, **forced))
-    assert module.decompress(blob) == TEXT
+    outside = {"predictor": ModelPredictor(model), "vocabulary": model.tokenizer}
+    given = {key: value for key, value in outside.items() if key in inspect.signature(module.compress).parameters}
+    blob = module.compress(TEXT, **given, **chosen("codecs", name, **forced))
+    assert module.decompress(blob, **given) == TEXT
+    assert module.decompress(module.compress(b"", **given), **given) == b""
     return {"blob": blob.hex()}
 
 

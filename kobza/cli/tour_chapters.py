@@ -1,0 +1,139 @@
+"""The chapters of the tour that look at a model: anatomy, tokens, spectrum, map, neighbors, clumps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kobza.cli.tour_page import Chapter, folded, side_by_side
+from kobza.core import techniques
+from kobza.core.errors import UnknownName
+from kobza.core.figure import Figure
+from kobza.core.table import Table
+from kobza.core.texts import text
+
+if TYPE_CHECKING:
+    from kobza.models.model import Model
+
+READ = ("topics[2600:2980]", "ukrainian[:260]")
+"""Texts whose tokens are shown colored by what they cost the model."""
+
+WORDS = (" lava", " sea", " Paris", " three", " water", " def", " import", " he", " she", " red", " blue", " good")
+SHOWN = (" lava", " Paris", " seven", " import")
+
+
+def view(model: Model, name: str, **options: Any) -> Table:
+    """Return one view of the embeddings room."""
+    found: Table = techniques.verb("embeddings", name)(model, **options)
+    return found
+
+
+def anatomy(model: Model, spec: str) -> Chapter:
+    """Return what the model is made of."""
+    sizes = view(model, "sizes")
+    share = sum(row["share"] for row in sizes if row["part"].startswith("embed."))
+    told = model.anatomy()
+    tie = "one table serves both ends" if model.is_tied else "each end has a table of its own"
+    claim = (
+        f"{model.layers} layers of width {model.width} and a vocabulary of {model.vocabulary:,} tokens make "
+        f"{model.parameters:,} numbers. {share:.0%} of them are the token vectors; {tie}."
+    )
+    shown = side_by_side(sizes.figures[0], _without_figures(sizes))
+    numbers = {"parameters": model.parameters, "embedding share": share}
+    blocks = [told.readings, shown, folded("every weight by pattern, and exact counts", *told.tables)]
+    return Chapter("anatomy", "What it is made of", claim, blocks, f"kobza open {spec}", numbers)
+
+
+def tokens(model: Model, spec: str) -> Chapter:
+    """Return two short texts as the model reads them, each token colored by its cost in bits."""
+    from kobza.models.forward import token_bits
+
+    figures, rates = [], []
+    for name in READ:
+        sample = text(name)
+        pieces = model.tokenizer.split(sample.data)
+        bits = token_bits(model, [piece.id for piece in pieces], window=min(1024, model.context or 1024)).tolist()
+        shown = [_piece(piece, cost) for piece, cost in zip(pieces, bits, strict=True)]
+        rate = sum(bits) / len(sample)
+        rates.append((sample.name.partition("[")[0], len(sample) / len(pieces), rate))
+        title = f"{sample.name}: {len(pieces)} tokens for {len(sample)} bytes, {rate:.2f} bits per byte"
+        figures.append(Figure("tokens", {"pieces": shown}, title=title))
+    (_, wide, _), (_, narrow, _) = rates
+    claim = (
+        f"The deeper the color, the more bits the token cost: the model did not expect it. A token covers {wide:.1f} "
+        f"bytes of the first text and {narrow:.1f} of the second; hover to see each one."
+    )
+    numbers = {"bytes per token": [rate[1] for rate in rates]}
+    return Chapter("tokens", "How it reads", claim, figures, f'kobza tokens {spec} "..."', numbers)
+
+
+def spectrum(model: Model, spec: str) -> Chapter:
+    """Return the singular values of the token table beside those of a random matrix."""
+    table = view(model, "spectrum")
+    rows = {row["way"]: row for row in table}
+    own, centered, chance = rows["as it is"], rows["centered"], rows["random"]
+    claim = (
+        f"The largest singular value is {own['largest'] / own['upper edge']:.1f} times what a random matrix of this "
+        f"shape and spread would have, and {centered['largest'] / own['upper edge']:.1f} times once the mean vector is "
+        f"taken off. Half of the squared norm lies in {own['rank 50%']} of {model.width} directions "
+        f"({centered['rank 50%']} without the mean, {chance['rank 50%']} in a random matrix); "
+        f"{own['above random']} values stand above the random band."
+    )
+    blocks = [side_by_side(*table.figures), folded("as a table", _without_figures(table))]
+    return Chapter("spectrum", "Structure and noise", claim, blocks, f"kobza look {spec} spectrum", dict(own))
+
+
+def token_map(model: Model, spec: str) -> Chapter:
+    """Return the map of all tokens."""
+    words = [word for word in WORDS if model.tokenizer.id_of(word.encode()) is not None]
+    shares = view(model, "projection")
+    table = view(model, "projection", words=words) if words else shares
+    two = shares[1]["share of all"]
+    claim = (
+        f"All {model.vocabulary:,} token vectors along their two strongest directions, which hold {two:.1%} of the "
+        "variance: a shadow, not the thing. Type a token to find it, hover to read, wheel to zoom."
+    )
+    command = f"kobza look {spec} projection -o map.html"
+    return Chapter("map", "The map of all tokens", claim, table.figures, command, {"share of two": two})
+
+
+def neighbors(model: Model, spec: str) -> Chapter:
+    """Return the nearest tokens of some words, and what a search after a reduction loses."""
+    shown = [word for word in SHOWN if model.tokenizer.id_of(word.encode()) is not None]
+    reduced = min(10, model.width)
+    tables, found = [], []
+    queries: list[dict[str, Any]] = [{"token": word} for word in shown]
+    for query in queries or [{"ids": [model.vocabulary // 2]}]:
+        table = view(model, "neighbors", k=8, reduced=reduced, **query)
+        found += table["found"]
+        rows = [{"neighbor": row["neighbor"], "cosine": row["cosine"], "kept": row["found"]} for row in table]
+        tables.append(Table(rows, title=f"nearest to {table[0]['query']!r}"))
+    share = sum(found) / len(found)
+    claim = (
+        f"Exact cosine neighbors among all {model.vocabulary:,} tokens. The customary shortcut, a search after "
+        f"reducing to {reduced} principal components, finds {share:.0%} of these (marked kept)."
+    )
+    command = f"kobza look {spec} 'neighbors:token=\"{shown[0] if shown else ''}\"'"
+    return Chapter("neighbors", "Who lives next door", claim, [side_by_side(*tables)], command, {"share": share})
+
+
+def clumps(model: Model, spec: str) -> Chapter:
+    """Return the groups of nearly identical rows, and what they are."""
+    try:
+        table = view(model, "correlation")
+    except UnknownName:
+        table = view(model, "sizes")
+    claim = (
+        "Some rows are nearly the same vector. Such tokens were hardly ever seen in training and never moved apart: "
+        "the correlation of rows finds them, their length does not."
+    )
+    blocks = [*table.figures, _without_figures(table).head(30)]
+    return Chapter("clumps", "Tokens that were never trained", claim, blocks, f"kobza look {spec} correlation")
+
+
+def _piece(piece: Any, cost: float) -> dict[str, Any]:
+    shown = piece.bytes.decode("utf-8", errors="replace")
+    return {"text": shown, "value": cost, "title": f"id {piece.id}, {len(piece.bytes)} bytes, {cost:.2f} bits"}
+
+
+def _without_figures(table: Table) -> Table:
+    return Table(table.rows, units=table.units, title=table.title, note=table.note, order=table.columns)
