@@ -71,16 +71,19 @@ def spelled_bytes(token: str, how: str) -> bytes:
     return token.removeprefix("##").encode() if how == WORDPIECE else token.encode()
 
 
-def adds_prefix_space(parts: dict[str, Any]) -> bool:
-    """Say whether encoding puts a space in front of the text that the text does not have."""
+def prefix_rule(parts: dict[str, Any]) -> str:
+    """Return when encoding puts a space in front of a text: "" never, "always", or "unless" it begins with one."""
     nodes = [*_nodes(parts.get("pre_tokenizer")), *_nodes(parts.get("normalizer"))]
+    rule = ""
     for node in nodes:
         kind = node.get("type")
-        if kind == "Prepend" or (kind == "ByteLevel" and node.get("add_prefix_space")):
-            return True
+        if kind == "Prepend":
+            return "always"
+        if kind == "ByteLevel" and node.get("add_prefix_space"):
+            rule = "unless"
         if kind == "Metaspace" and node.get("prepend_scheme", "always") != "never":
-            return True
-    return False
+            rule = "unless"
+    return rule
 
 
 def without_prefix_space(parts: dict[str, Any]) -> dict[str, Any]:

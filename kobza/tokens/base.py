@@ -224,7 +224,7 @@ class Tokenizer:
     def _encode_valid(self, text: str, at: int = 0) -> list[int]:
         backend = self._backend if at == 0 else self._middle
         ids = _literally(backend, text)
-        if self.is_exact:
+        if not self._alterations:
             self._refuse_lost(ids, text, at)
         return ids
 
@@ -233,7 +233,7 @@ class Tokenizer:
         data = text.encode()
         table = self._bytes
         got = b"".join([table[id] for id in ids])
-        if at == 0 and self._prefix_space:
+        if at == 0 and self._is_prefixed(data):
             got = got.removeprefix(b" ")
         unknown = self.marks.unknown_id
         if got == data and not (unknown is not None and unknown in ids and self.spelling == METASPACED):
@@ -267,8 +267,12 @@ class Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(alphabet.without_prefix_space(whole)))
 
     @cached_property
-    def _prefix_space(self) -> bool:
-        return alphabet.adds_prefix_space(self._parts)
+    def _prefix_space(self) -> str:
+        return alphabet.prefix_rule(self._parts)
+
+    def _is_prefixed(self, data: bytes) -> bool:
+        """Say whether encoding these bytes puts a space in front of them."""
+        return self._prefix_space == "always" or (self._prefix_space == "unless" and not data.startswith(b" "))
 
     # -- decoding ----------------------------------------------------------------------------------------------
     def decode(self, ids: Iterable[int]) -> bytes:
@@ -293,23 +297,29 @@ class Tokenizer:
         Where the tokenizer alters the text (`why_not_exact`), offsets are those of the altered text.
         """
         tokens, at = [], 0
-        ids = self.encode(text)
-        for n, id in enumerate(ids):
+        is_prefixed = self._is_prefixed(_as_bytes(text))
+        for n, id in enumerate(self.encode(text)):
             data = self._bytes[id]
             # the space put in front of the text covers none of its bytes
-            size = len(data) - (n == 0 and self._prefix_space and data.startswith(b" "))
+            size = len(data) - (n == 0 and is_prefixed and data.startswith(b" "))
             tokens.append(Token(id, data, at, at + size, id in self._special_ids))
             at += size
         return tokens
 
     @cached_property
-    def why_not_exact(self) -> str:
-        """Why decoding an encoded text may not give the same bytes; empty if it always does."""
+    def _alterations(self) -> str:
         if self.spelling not in (BYTE_LEVEL, METASPACED):
             return f"its {self.spelling} vocabulary does not keep the spaces of the text"
         if changed := alphabet.alterations(self._parts):
             return f"it alters the text before splitting it ({', '.join(changed)})"
         return ""
+
+    @cached_property
+    def why_not_exact(self) -> str:
+        """Why decoding an encoded text may not give the same bytes; empty if it always does."""
+        if self._prefix_space == "unless":
+            return self._alterations or "a text that begins with a space has the ids of the text without it"
+        return self._alterations
 
     @property
     def is_exact(self) -> bool:
