@@ -1,7 +1,7 @@
 """Memory: what reading a text takes, from the operating system's own count.
 
-The peak of resident memory is taken from the kernel (Linux: VmHWM of /proc/self/status, reset before the run by
-writing 5 to /proc/self/clear_refs, see proc(5); elsewhere the process's highest ever, from getrusage). It counts the
+Source: the kernel's peak of resident memory (Linux: VmHWM of /proc/self/status, reset before the run by writing 5 to
+/proc/self/clear_refs, see proc(5); elsewhere the process's highest ever, from getrusage). It counts the
 whole process: interpreter, libraries, and whatever other models are open in it. So the value is the increase over
 the memory resident just before the run, after a first short run has touched every weight: the working memory of the
 run itself. The note adds the model's own bytes, the cache per token, and the peak of the process.

@@ -1,9 +1,10 @@
 """Sample: what the model writes, and how much it repeats itself.
 
 A figure cannot say that a text has become nonsense; a reader can. So the text itself is in the reading's record, under
-"facts", and `texts` puts several models side by side for one prompt and seed. The counts are of tokens: the share of
-repeated n-grams (1 - distinct-n; Li et al. 2016, arXiv:1510.03055) and the longest loop, the typical ways in which
-greedy text degenerates (Holtzman et al. 2019, arXiv:1904.09751).
+"facts", and `texts` puts several models side by side for one prompt and seed.
+
+Source: the counts are of tokens: the share of repeated n-grams (1 - distinct-n; Li et al. 2016, arXiv:1510.03055) and
+the longest loop, the typical ways in which greedy text degenerates (Holtzman et al. 2019, arXiv:1904.09751).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def measure(
         top_p: draw among the likeliest that together reach this probability [fraction, 0 < .. 1].
         chat: put the prompt into the chat template; none means: where there is a prompt and the model has a template.
         lead: bytes of the text taken as the prompt when none is given [bytes, 1 ..].
-        seed: of the draws.
+        seed: of the draws [number, 0 ..].
 
     Returns:
         A Reading whose value is the share of runs of 4 tokens that were there before, 0 (never) to nearly 1 (a loop).

@@ -2,6 +2,8 @@
 
 The two are different work: a prompt is read as one matrix product per weight, generating reads every weight for each
 token and is bound by memory bandwidth.
+
+Source: the two phases are timed apart as in llama.cpp's llama-bench ("pp" and "tg").
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def measure(
     text: Given,
     *,
     of: Literal["generation", "prompt"] = "generation",
-    prompt: int = 128,
+    prompt_tokens: int = 128,
     tokens: int = 32,
     repeats: int = 5,
 ) -> Reading:
@@ -46,7 +48,7 @@ def measure(
         model: the model.
         text: its beginning is the prompt.
         of: which of the two speeds is the value; the note gives the other.
-        prompt: tokens read at once [tokens, 1 ..].
+        prompt_tokens: tokens read at once [tokens, 1 ..].
         tokens: tokens then generated one by one, greedily [tokens, 1 ..].
         repeats: how often, after one run that does not count [count, 1 ..].
 
@@ -60,15 +62,15 @@ def measure(
 
     Cost: repeats + 1 times reading and generating.
     """
-    for name, value in (("prompt", prompt), ("tokens", tokens), ("repeats", repeats)):
+    for name, value in (("prompt_tokens", prompt_tokens), ("tokens", tokens), ("repeats", repeats)):
         if value < 1:
             raise OutOfRange(f"{name} is {value}; allowed is 1 or more.")
-    sample = take(model, text, limit=BYTES_PER_TOKEN * prompt)
-    require_tokens(sample, prompt)
-    speeds = run(model, sample.ids[:prompt], tokens=tokens, repeats=repeats)
+    sample = take(model, text, limit=BYTES_PER_TOKEN * prompt_tokens)
+    require_tokens(sample, prompt_tokens)
+    speeds = run(model, sample.ids[:prompt_tokens], tokens=tokens, repeats=repeats)
     chosen, other = (speeds.generation, speeds.prompt) if of == "generation" else (speeds.prompt, speeds.generation)
     name = "prompt" if of == "generation" else "generation"
-    how = record(model, None, of=of, prompt=prompt, tokens=tokens, repeats=repeats)
+    how = record(model, None, of=of, prompt_tokens=prompt_tokens, tokens=tokens, repeats=repeats)
     return Reading(
         "speed",
         statistics.median(chosen),

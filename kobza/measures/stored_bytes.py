@@ -1,4 +1,8 @@
-"""Stored bytes: what saving the model writes, each shared tensor once."""
+"""Stored bytes: what saving the model writes, each shared tensor once.
+
+Source: the tensor part of a safetensors file, which is their bytes without padding
+(https://github.com/huggingface/safetensors, "Format").
+"""
 
 from __future__ import annotations
 

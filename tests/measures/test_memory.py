@@ -1,5 +1,6 @@
 """Memory is the kernel's count, and the cache per token is the formula."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def test_the_cache_per_token_is_the_formula(layers: int, kv_heads: int) -> None:
 
 
 def test_without_a_resettable_count_the_reading_says_so(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CLEAR", memory.Path("/proc/nothing/here"))
+    monkeypatch.setattr(memory, "CLEAR", Path("/proc/nothing/here"))
     reading = memory.measure(tiny, TEXT)
     assert "an increase may stay hidden" in reading.spread
     assert reading.value >= 0
