@@ -154,7 +154,7 @@ def operations(model: Model, length: int) -> int:
     Products with every matrix (a lookup is none; a factored matrix is two products) and attention over `length`
     positions.
     """
-    products = sum(_operations(m) for m in model.matrices.values() if len(m.shape) == 2 and not _is_lookup(m))
+    products = sum(_operations(m, model.config) for m in model.matrices.values() if not _is_lookup(m))
     return products + attention_operations(model, length)
 
 
@@ -180,9 +180,13 @@ def _numbers(matrix: Matrix) -> int:
     return count
 
 
-def _operations(matrix: Matrix) -> int:
-    M, N = matrix.shape
-    return 2 * matrix.rank * (M + N) if matrix.rank else 2 * M * N
+def _operations(matrix: Matrix, config: Any) -> int:
+    """Operations of one product with a matrix; of a stack of experts as many as a token is sent to."""
+    if len(matrix.shape) < 2:
+        return 0
+    *stack, M, N = matrix.shape
+    used = int(getattr(config, "num_experts_per_tok", None) or 1) if stack else 1
+    return 2 * matrix.rank * (M + N) if matrix.rank else 2 * used * M * N
 
 
 def _is_lookup(matrix: Matrix) -> bool:

@@ -16,6 +16,7 @@ from kobza.models.states import body, head
 BITS = 1 / math.log(2)
 
 
+@torch.inference_mode(False)
 def embedding_gradients(model: Model, ids: Sequence[int] | Tensor, *, window: int = 1024, chunk: int = 128) -> Tensor:
     """Return the gradient of the total bits of a text by the table row that was looked up at each position.
 
@@ -31,7 +32,7 @@ def embedding_gradients(model: Model, ids: Sequence[int] | Tensor, *, window: in
     Returns:
         (T, D) float32, bits per unit of the row.
     """
-    tokens = passes.checked(model, ids, window, 0, chunk)
+    tokens = passes.checked(model, ids, window, 0, chunk).clone()  # an inference tensor cannot be differentiated by
     table = model.module.get_input_embeddings()
     # a family's scale is applied inside the lookup: the chain rule by hand
     scale = torch.as_tensor(getattr(table, "embed_scale", 1.0)).float()
@@ -48,7 +49,7 @@ def embedding_gradients(model: Model, ids: Sequence[int] | Tensor, *, window: in
 
 def _window_gradients(model: Model, fed: Tensor, tokens: Tensor, chunk: int) -> Tensor:
     """Return d(bits of the predicted tokens)/d(vectors looked up), (len(fed), D)."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         vectors = model.module.get_input_embeddings()(fed[None]).detach().clone().requires_grad_()
         states = body(model.module, inputs_embeds=vectors)[0]
         targets = tokens[len(tokens) - len(fed) :]

@@ -55,9 +55,7 @@ def _try_head(model: Model) -> bool:
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         return False  # a forward of another make: its logits are taken whole
     largest = float(whole.abs().nan_to_num(nan=0.0, posinf=0.0).max())  # weights may be broken: measures say so
-    return halves.shape == whole.shape and torch.allclose(
-        halves, whole, rtol=1e-4, atol=1e-4 * largest, equal_nan=True
-    )
+    return halves.shape == whole.shape and torch.allclose(halves, whole, rtol=1e-4, atol=1e-4 * largest, equal_nan=True)
 
 
 def _apply_head(module: Any, states: Tensor) -> Tensor:

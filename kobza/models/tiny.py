@@ -40,7 +40,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 16, "query_pre_attn_scalar": 8},
     "phi": {"partial_rotary_factor": 0.5},
-    "phi3": {"original_max_position_embeddings": 512},
+    "phi3": {"original_max_position_embeddings": 2048},
     "gpt2": {},
     "gpt_neox": {},
     "opt": {"ffn": "ffn_dim"},
@@ -66,7 +66,7 @@ def tiny(
     vocabulary: int = 300,
     seed: int = 0,
     tied: bool = True,
-    context: int = 512,
+    context: int = 2048,
 ) -> Model:
     """Make a small random model.
 

@@ -64,7 +64,7 @@ class Trace(Mapping[str, Tensor]):
 
     def save(self, path: str | Path) -> Path:
         """Write the trace to a safetensors file."""
-        about = json.dumps({"tokens": self.tokens, "model": self.model})
+        about = json.dumps({"tokens": self.tokens, "model": self.model, "sites": list(self)})
         tensors = {site: value.contiguous().cpu() for site, value in self._values.items()}
         return write_atomic(path, save({"ids": self.ids, **tensors}, {"kobza.trace": about}))
 
@@ -73,8 +73,8 @@ class Trace(Mapping[str, Tensor]):
         """Read what `save` wrote."""
         with safe_open(str(path), "pt") as file:
             about = json.loads(file.metadata()["kobza.trace"])
-            values = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118 (not a dict)
-        return cls(values, values.pop("ids"), about["tokens"], about["model"])
+            values = {site: file.get_tensor(site) for site in about["sites"]}
+            return cls(values, file.get_tensor("ids"), about["tokens"], about["model"])
 
 
 @torch.inference_mode()
