@@ -123,13 +123,18 @@ def read_header(path: str | Path) -> Header:
         if size < 24:
             raise Truncated(f"'{path}' is not a GGUF file: it has {size} bytes, the shortest header takes 24.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path, data, size).header()
+            return parse(data, path)
+
+
+def parse(data: bytes | mmap.mmap, path: Path) -> Header:
+    """Read and check the header at the beginning of `data`, at least 24 bytes long; `path` is for messages."""
+    return _Reader(path, data, len(data)).header()
 
 
 class _Reader:
     """A position in the mapped file. Every count is checked against what is left before anything is made of it."""
 
-    def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
+    def __init__(self, path: Path, data: bytes | mmap.mmap, size: int) -> None:
         self.path = path
         self.data = data
         self.size = size
