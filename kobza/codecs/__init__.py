@@ -1,0 +1,1 @@
+"""Codecs: bytes to fewer bytes and back. Every module gives `compress` and `decompress`; see `base`."""

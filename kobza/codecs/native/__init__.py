@@ -1,0 +1,28 @@
+"""Inner loops in C, each with a plain Python twin that specifies it.
+
+The compiled module `_kernels` is optional: without a compiler the twins do the same work, slower, bit for bit.
+`compiled` says which of the two is in use; `kernels` is the compiled module, or None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kobza.codecs.native import plain_bpe, plain_checksum, plain_mixing, plain_ulz
+
+kernels: Any
+try:
+    from kobza.codecs.native import _kernels as kernels  # type: ignore[attr-defined, no-redef]
+except ImportError:
+    kernels = None
+
+compiled: bool = kernels is not None
+
+crc32c = kernels.crc32c if compiled else plain_checksum.crc32c
+bpe_learn = kernels.bpe_learn if compiled else plain_bpe.bpe_learn
+bpe_apply = kernels.bpe_apply if compiled else plain_bpe.bpe_apply
+bpe_expand = kernels.bpe_expand if compiled else plain_bpe.bpe_expand
+ulz_encode = kernels.ulz_encode if compiled else plain_ulz.ulz_encode
+ulz_decode = kernels.ulz_decode if compiled else plain_ulz.ulz_decode
+mixing_encode = kernels.mixing_encode if compiled else plain_mixing.mixing_encode
+mixing_decode = kernels.mixing_decode if compiled else plain_mixing.mixing_decode

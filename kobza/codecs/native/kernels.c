@@ -1,0 +1,221 @@
+/* The Python face of the inner loops: buffers in, bytes out, the GIL released around the work. Limited API. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "kernels.h"
+
+#define LARGEST ((Py_ssize_t)1 << 30)
+
+static PyObject *refuse(int state, const char *what)
+{
+    if (state == KERNEL_NO_MEMORY)
+        return PyErr_NoMemory();
+    PyErr_SetString(PyExc_ValueError, what);
+    return NULL;
+}
+
+static int is_sound(Py_ssize_t size)
+{
+    if (size >= 0 && size <= LARGEST)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "a block has 0 to 2^30 bytes");
+    return 0;
+}
+
+static PyObject *py_crc32c(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    unsigned int value = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*|I", &data, &value))
+        return NULL;
+    if (data.len < 4096) {
+        value = crc32c_update(value, data.buf, (size_t)data.len);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        value = crc32c_update(value, data.buf, (size_t)data.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    return PyLong_FromUnsignedLong(value);
+}
+
+/* bytes of `size`, cut from a buffer that is then freed */
+static PyObject *taken(uint8_t *out, size_t size)
+{
+    PyObject *result = PyBytes_FromStringAndSize((const char *)out, (Py_ssize_t)size);
+    PyMem_Free(out);
+    return result;
+}
+
+static PyObject *py_bpe_learn(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    int most, count = 0, state = KERNEL_NO_MEMORY;
+    unsigned int least;
+    uint8_t pairs[3 * 255];
+    size_t size = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*iI", &data, &most, &least))
+        return NULL;
+    uint8_t *out = is_sound(data.len) ? PyMem_Malloc((size_t)data.len + 32) : NULL;
+    if (out) {
+        Py_BEGIN_ALLOW_THREADS
+        most = most > 255 ? 255 : most;
+        state = bpe_learn(data.buf, (size_t)data.len, most, least, pairs, &count, out, &size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    if (state != KERNEL_OK) {
+        PyMem_Free(out);
+        return PyErr_Occurred() ? NULL : refuse(state, "");
+    }
+    PyObject *merged = taken(out, size);
+    return merged ? Py_BuildValue("y#N", (const char *)pairs, (Py_ssize_t)(3 * count), merged) : NULL;
+}
+
+static PyObject *py_bpe_apply(PyObject *self, PyObject *args)
+{
+    Py_buffer data, pairs;
+    int state = KERNEL_NO_MEMORY;
+    size_t size = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*", &data, &pairs))
+        return NULL;
+    uint8_t *out = is_sound(data.len) ? PyMem_Malloc((size_t)data.len + 32) : NULL;
+    if (out) {
+        Py_BEGIN_ALLOW_THREADS
+        state = bpe_apply(data.buf, (size_t)data.len, pairs.buf, (int)(pairs.len / 3), out, &size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&pairs);
+    if (state == KERNEL_OK)
+        return taken(out, size);
+    PyMem_Free(out);
+    return PyErr_Occurred() ? NULL : refuse(state, "");
+}
+
+static PyObject *py_bpe_expand(PyObject *self, PyObject *args)
+{
+    Py_buffer data, pairs;
+    Py_ssize_t size;
+    int state = KERNEL_CORRUPT;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*n", &data, &pairs, &size))
+        return NULL;
+    PyObject *result = NULL;
+    if (is_sound(size) && pairs.len <= 3 * 255 && (result = PyBytes_FromStringAndSize(NULL, size))) {
+        uint8_t *out = (uint8_t *)PyBytes_AsString(result);
+        Py_BEGIN_ALLOW_THREADS
+        state = bpe_expand(data.buf, (size_t)data.len, pairs.buf, (int)(pairs.len / 3), out, (size_t)size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&pairs);
+    if (state == KERNEL_OK)
+        return result;
+    Py_XDECREF(result);
+    return PyErr_Occurred() ? NULL : refuse(state, "the merges do not expand to that many bytes");
+}
+
+static PyObject *py_ulz_encode(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    int level, state = KERNEL_NO_MEMORY;
+    size_t size = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*i", &data, &level))
+        return NULL;
+    uint8_t *out = is_sound(data.len) ? PyMem_Malloc(ulz_bound((size_t)data.len)) : NULL;
+    if (out) {
+        Py_BEGIN_ALLOW_THREADS
+        state = ulz_encode(data.buf, (size_t)data.len, level, out, &size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    if (state == KERNEL_OK)
+        return taken(out, size);
+    PyMem_Free(out);
+    return PyErr_Occurred() ? NULL : refuse(state, "");
+}
+
+static PyObject *py_mixing_encode(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    int state = KERNEL_NO_MEMORY;
+    size_t size = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*", &data))
+        return NULL;
+    size_t room = (size_t)data.len * 2 + 16; /* a bit costs at most 12 bits */
+    uint8_t *out = is_sound(data.len) ? PyMem_Malloc(room) : NULL;
+    if (out) {
+        Py_BEGIN_ALLOW_THREADS
+        state = mixing_encode(data.buf, (size_t)data.len, out, room, &size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    if (state == KERNEL_OK)
+        return taken(out, size);
+    PyMem_Free(out);
+    return PyErr_Occurred() ? NULL : refuse(state, "");
+}
+
+typedef int (*Expander)(const uint8_t *, size_t, uint8_t *, size_t);
+
+static PyObject *expanded(PyObject *args, Expander expand)
+{
+    Py_buffer data;
+    Py_ssize_t size;
+    int state = KERNEL_CORRUPT;
+    if (!PyArg_ParseTuple(args, "y*n", &data, &size))
+        return NULL;
+    PyObject *result = NULL;
+    if (is_sound(size) && (result = PyBytes_FromStringAndSize(NULL, size))) {
+        uint8_t *out = (uint8_t *)PyBytes_AsString(result);
+        Py_BEGIN_ALLOW_THREADS
+        state = expand(data.buf, (size_t)data.len, out, (size_t)size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    if (state == KERNEL_OK)
+        return result;
+    Py_XDECREF(result);
+    return PyErr_Occurred() ? NULL : refuse(state, "the stream does not give that many bytes");
+}
+
+static PyObject *py_ulz_decode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return expanded(args, ulz_decode);
+}
+
+static PyObject *py_mixing_decode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return expanded(args, mixing_decode);
+}
+
+static PyMethodDef methods[] = {
+    {"crc32c", py_crc32c, METH_VARARGS, "crc32c(data, value=0) -> int"},
+    {"bpe_learn", py_bpe_learn, METH_VARARGS, "bpe_learn(data, most, least) -> (pairs, merged)"},
+    {"bpe_apply", py_bpe_apply, METH_VARARGS, "bpe_apply(data, pairs) -> bytes"},
+    {"bpe_expand", py_bpe_expand, METH_VARARGS, "bpe_expand(data, pairs, size) -> bytes"},
+    {"ulz_encode", py_ulz_encode, METH_VARARGS, "ulz_encode(data, level) -> bytes"},
+    {"ulz_decode", py_ulz_decode, METH_VARARGS, "ulz_decode(data, size) -> bytes"},
+    {"mixing_encode", py_mixing_encode, METH_VARARGS, "mixing_encode(data) -> bytes"},
+    {"mixing_decode", py_mixing_decode, METH_VARARGS, "mixing_decode(data, size) -> bytes"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Inner loops of the codecs, compiled.", 0, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void)
+{
+    crc32c_prepare();
+    mixing_prepare();
+    return PyModule_Create(&module);
+}

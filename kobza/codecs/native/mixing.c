@@ -1,0 +1,515 @@
+/* Context mixing in integers only, hence the same on every machine. Twin: plain_mixing.py, which explains the parts.
+ *
+ * After Mahoney (2005), "Adaptive weighing of context models for lossless data compression", and his "Data Compression
+ * Explained" (2013): bit histories in hashed slots, adaptive probability maps, logistic mixing, final estimation. */
+#include "kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(__GNUC__)
+#define FETCH(address) __builtin_prefetch(address)
+#else
+#define FETCH(address) (void)0
+#endif
+
+#define CONTEXTS 8    /* orders 1 to 6, word, word and the one before */
+#define INPUTS 24     /* 2 per context, 2 of the match, 1 direct, a constant; padded to a multiple of 8 */
+#define SETS 3        /* sets of weights, each chosen by another context */
+#define LONGEST 65535 /* match length at which counting stops */
+#define SHORTEST 5    /* bytes hashed to find a match */
+#define PHI 0x9E3779B97F4A7C15u
+#define RATE 5 /* of the weights */
+#define LIMIT 1023 /* observations after which a probability map forgets at a steady rate */
+
+/* logistic function 65536 / (1 + e^-x) at x = -8, -7.5 .. 8 */
+static const int32_t LOGISTIC[33] = {22,    36,    60,    98,    162,   267,   439,   720,   1179,  1921,  3108,
+                                     4971,  7812,  11955, 17625, 24743, 32768, 40793, 47911, 53581, 57724, 60565,
+                                     62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476, 65500, 65514};
+/* most observations of the rarer bit remembered beside n of the other: limits the histories to 239 */
+static const uint8_t MOST_BESIDE[25] = {24, 24, 14, 9, 7, 6, 5, 4, 3, 3, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+static uint16_t squash_table[4096];
+static int16_t stretch_table[4096];
+static int32_t reciprocal[1024]; /* 65536 / (n + 1.5) */
+static uint8_t next_state[256][2];
+static uint32_t first_map[256]; /* probability of a 1 after a history, 22 bits, and a count, 10 bits */
+
+static int squash(int x)
+{
+    return squash_table[(x < -2047 ? -2047 : x > 2047 ? 2047 : x) + 2048];
+}
+
+static void prepare_logistic(void)
+{
+    for (int i = 0; i < 4096; i++) {
+        int at = i >> 7, part = i & 127;
+        squash_table[i] = (uint16_t)((LOGISTIC[at] * (128 - part) + LOGISTIC[at + 1] * part + 64) >> 7);
+    }
+    int p = 0;
+    for (int x = -2047; x <= 2047; x++)
+        for (; p <= squash_table[x + 2048] >> 4; p++)
+            stretch_table[p] = (int16_t)x;
+    for (; p < 4096; p++)
+        stretch_table[p] = 2047;
+    for (int n = 0; n < 1024; n++)
+        reciprocal[n] = 65536 * 2 / (2 * n + 3);
+}
+
+static int is_history(int zeros, int ones)
+{
+    return zeros < 25 && ones < 25 && zeros <= MOST_BESIDE[ones] && ones <= MOST_BESIDE[zeros];
+}
+
+/* the history after one more bit: the opposite count shrinks when it is large, for what is recent weighs more */
+static void extend(int *same, int *other)
+{
+    (*same)++;
+    if (*other > 2)
+        *other = *other > 7 ? 5 : *other > 4 ? 4 : *other > 3 ? 3 : 2;
+    while (!is_history(*same, *other)) {
+        if (*other > 1)
+            (*other)--;
+        else
+            (*same)--;
+    }
+}
+
+static void prepare_states(void)
+{
+    static uint8_t number[25][25][2];
+    int zeros_of[256], ones_of[256], count = 0;
+    for (int total = 0; total < 49; total++)
+        for (int ones = 0; ones <= total; ones++)
+            for (int last = 0; last < 2; last++) {
+                int zeros = total - ones;
+                if (!is_history(zeros, ones) || (last && !(zeros && ones)))
+                    continue;
+                zeros_of[count] = zeros;
+                ones_of[count] = ones;
+                number[zeros][ones][last] = (uint8_t)count;
+                if (!zeros || !ones)
+                    number[zeros][ones][1] = (uint8_t)count;
+                count++;
+            }
+    for (int s = 0; s < count; s++) {
+        int zeros = zeros_of[s], ones = ones_of[s];
+        first_map[s] = (uint32_t)((ones * 2 + 1) * (int64_t)4194303 / (zeros * 2 + ones * 2 + 2)) << 10;
+        extend(&zeros, &ones);
+        next_state[s][0] = number[zeros][ones][0];
+        zeros = zeros_of[s];
+        ones = ones_of[s];
+        extend(&ones, &zeros);
+        next_state[s][1] = number[zeros][ones][1];
+    }
+}
+
+void mixing_prepare(void)
+{
+    prepare_logistic();
+    prepare_states();
+}
+
+typedef struct {
+    uint8_t *arena, *slots, *bucket[CONTEXTS]; /* 16 bytes: check, then the histories of the 15 prefixes of a nibble */
+    uint64_t hash[CONTEXTS], history, word, word_before;
+    int bucket_bits, direct_bits, final_bits, seen_bits;
+    uint32_t map[CONTEXTS][256], match_map[2][64], *mapped[CONTEXTS], *match_mapped;
+    uint16_t *direct, *direct_row; /* order 1 once more, as plain probabilities in rows of 16 */
+    int16_t weight[SETS][256][INPUTS], *chosen[SETS], input[INPUTS], last_weight[256][8], *last_chosen, last_input[8];
+    int mixed[SETS], last_mixed;
+    uint16_t *final, *final_row, *final_at;
+    const uint8_t *text;
+    uint32_t *seen, at, match_at, match_length;
+    int bits, partial;    /* how many bits of the byte are known; they, behind a 1 */
+    int node;             /* 1 to 15: the bits of the present nibble, behind a 1 */
+    int expected;         /* next bit by the match; -1 without one */
+    int probability;
+} Mixer;
+
+static int log2_above(size_t size)
+{
+    int bits = 0;
+    while ((size_t)1 << bits < size)
+        bits++;
+    return bits;
+}
+
+static int between(int low, int value, int high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
+static void mixer_free(Mixer *m)
+{
+    if (!m)
+        return;
+    free(m->arena);
+    free(m);
+}
+
+static void start_values(Mixer *m)
+{
+    for (int i = 0; i < CONTEXTS; i++)
+        memcpy(m->map[i], first_map, sizeof first_map);
+    for (int length = 0; length < 64; length++) {
+        uint32_t p = 4194303u / (uint32_t)(length + 2);
+        m->match_map[0][length] = p << 10;
+        m->match_map[1][length] = (4194303u - p) << 10;
+    }
+    for (size_t i = 0; i < (size_t)1 << m->direct_bits; i++)
+        m->direct[i] = 32768;
+    for (size_t i = 0; i < (size_t)1 << m->final_bits; i++)
+        for (int k = 0; k < 33; k++)
+            m->final[i * 33 + (size_t)k] = (uint16_t)(squash((k - 16) * 128));
+    for (int set = 0; set < SETS; set++)
+        for (int i = 0; i < 256; i++)
+            for (int k = 0; k < INPUTS; k++)
+                m->weight[set][i][k] = k < 2 * CONTEXTS ? (k & 1 ? 1024 : 6000) : 4000;
+    for (int i = 0; i < 256; i++)
+        for (int k = 0; k < SETS; k++)
+            m->last_weight[i][k] = 32767 / SETS;
+}
+
+/* all tables in one piece, in huge pages where the system has them: the contexts jump about in it */
+static int take_arena(Mixer *m)
+{
+    size_t slots = ((size_t)CONTEXTS << m->bucket_bits) * 16, seen = ((size_t)1 << m->seen_bits) * 4;
+    size_t direct = ((size_t)1 << m->direct_bits) * 2, final = ((size_t)1 << m->final_bits) * 33 * 2;
+    size_t page = (size_t)1 << 21, whole = (slots + seen + direct + final + page - 1) & ~(page - 1);
+    m->arena = aligned_alloc(page, whole);
+    if (!m->arena)
+        return 0;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    madvise(m->arena, whole, MADV_HUGEPAGE);
+#endif
+    memset(m->arena, 0, slots + seen);
+    m->slots = m->arena;
+    m->seen = (uint32_t *)(m->arena + slots);
+    m->direct = (uint16_t *)(m->arena + slots + seen);
+    m->final = (uint16_t *)(m->arena + slots + seen + direct);
+    return 1;
+}
+
+static Mixer *mixer_make(size_t size, const uint8_t *text)
+{
+    Mixer *m = calloc(1, sizeof *m);
+    if (!m)
+        return NULL;
+    int scale = log2_above(size);
+    m->bucket_bits = between(8, scale + 1, 20);
+    m->direct_bits = between(9, scale, 13) + 4;
+    m->final_bits = between(8, scale, 16);
+    m->seen_bits = between(8, scale, 20);
+    if (!take_arena(m)) {
+        free(m);
+        return NULL;
+    }
+    m->text = text;
+    m->partial = 1;
+    start_values(m);
+    return m;
+}
+
+/* the bucket of a hash: of two neighbors the one with the right check, else the one that knows less, emptied */
+static uint8_t *find_bucket(Mixer *m, int context, uint64_t hash)
+{
+    uint8_t *table = m->slots + ((size_t)context << m->bucket_bits) * 16;
+    size_t at = (size_t)(hash >> (64 - m->bucket_bits));
+    uint8_t check = (uint8_t)(hash & 255), *first = table + at * 16, *second = table + (at ^ 1) * 16;
+    if (first[0] == check)
+        return first;
+    if (second[0] == check)
+        return second;
+    uint8_t *loser = first[1] <= second[1] ? first : second;
+    memset(loser, 0, 16);
+    loser[0] = check;
+    return loser;
+}
+
+static uint64_t low_bytes(const Mixer *m, int n)
+{
+    return m->history & (((uint64_t)1 << 8 * n) - 1);
+}
+
+static void hash_contexts(Mixer *m)
+{
+    for (int order = 1; order <= 6; order++)
+        m->hash[order - 1] = (low_bytes(m, order) + ((uint64_t)order << 56)) * PHI;
+    m->hash[6] = (m->word + ((uint64_t)7 << 56)) * PHI;
+    m->hash[7] = (m->word * 0x2545F4914F6CDD1Du + m->word_before + ((uint64_t)8 << 56)) * PHI;
+}
+
+static uint64_t nibble_hash(const Mixer *m, int i)
+{
+    uint64_t hash = (m->hash[i] ^ (m->hash[i] >> 29)) + (uint64_t)m->partial;
+    hash *= 0xBF58476D1CE4E5B9u;
+    return hash ^ hash >> 31;
+}
+
+/* at the first and the fifth bit of a byte */
+static void find_rows(Mixer *m)
+{
+    uint64_t hash[CONTEXTS];
+    for (int i = 0; i < CONTEXTS; i++) {
+        hash[i] = nibble_hash(m, i);
+        FETCH(m->slots + (((uint64_t)i << m->bucket_bits) + (hash[i] >> (64 - m->bucket_bits))) * 16);
+    }
+    uint64_t context = (m->history & 255) << 8 | (uint64_t)m->partial;
+    m->direct_row = m->direct + (size_t)((context * PHI) >> (64 - m->direct_bits + 4)) * 16;
+    for (int i = 0; i < CONTEXTS; i++)
+        m->bucket[i] = find_bucket(m, i, hash[i]);
+    m->node = 1;
+}
+
+/* probability (22 bits) moves towards the bit by 1 / (n + 1.5), its count n (10 bits) grows to the limit */
+static void adapt(uint32_t *map, int bit)
+{
+    uint32_t count = *map & 1023, p = *map >> 10;
+    int32_t off = ((bit << 22) - (int32_t)p) >> 3;
+    p += (uint32_t)(((int64_t)off * reciprocal[count]) >> 13);
+    *map = p << 10 | (count < LIMIT ? count + 1 : LIMIT);
+}
+
+static void put_match(Mixer *m)
+{
+    m->expected = -1;
+    m->match_mapped = NULL;
+    m->input[2 * CONTEXTS] = m->input[2 * CONTEXTS + 1] = 0;
+    if (!m->match_length)
+        return;
+    int byte = m->text[m->match_at] | 256;
+    int left = 8 - m->bits;
+    if (byte >> left != m->partial) {
+        m->match_length = 0;
+        return;
+    }
+    m->expected = byte >> (left - 1) & 1;
+    int length = (int)m->match_length;
+    if (length >= 32)
+        length = between(32, 32 + (log2_above(m->match_length) - 5) * 3, 63);
+    m->match_mapped = &m->match_map[m->expected][length];
+    int p = (int)(*m->match_mapped >> 20);
+    m->input[2 * CONTEXTS] = stretch_table[p];
+    m->input[2 * CONTEXTS + 1] = (int16_t)((p - 2048) >> 1);
+}
+
+/* the row of the final estimation for this bit, known before the mix that will choose within it */
+static void fetch_final(Mixer *m)
+{
+    uint64_t context = (m->history & 255) << 8 | (uint64_t)m->partial;
+    m->final_row = m->final + (size_t)((context * PHI) >> (64 - m->final_bits)) * 33;
+    FETCH(m->final_row + 4);
+    FETCH(m->final_row + 28);
+}
+
+static void put_inputs(Mixer *m)
+{
+    fetch_final(m);
+    for (int i = 0; i < CONTEXTS; i++) {
+        int state = m->bucket[i][m->node];
+        m->mapped[i] = &m->map[i][state];
+        int p = (int)(*m->mapped[i] >> 20);
+        m->input[2 * i] = state ? stretch_table[p] : 0;
+        m->input[2 * i + 1] = state ? (int16_t)((p - 2048) >> 1) : 0;
+    }
+    m->input[2 * CONTEXTS + 2] = stretch_table[m->direct_row[m->node] >> 4];
+    m->input[2 * CONTEXTS + 3] = 256;
+    put_match(m);
+}
+
+static int dot(const int16_t *a, const int16_t *b, int n)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum >> 15;
+}
+
+/* weight += input * error / 65536, rounded and saturated; n is a multiple of 8 */
+static void train(const int16_t *input, int16_t *weight, int error, int n)
+{
+#if defined(__SSE2__)
+    __m128i wide = _mm_set1_epi16((int16_t)error), one = _mm_set1_epi16(1);
+    for (int i = 0; i < n; i += 8) {
+        __m128i in = _mm_loadu_si128((const __m128i *)(input + i)), w = _mm_loadu_si128((__m128i *)(weight + i));
+        __m128i step = _mm_mulhi_epi16(_mm_add_epi16(in, in), wide);
+        w = _mm_adds_epi16(w, _mm_srai_epi16(_mm_add_epi16(step, one), 1));
+        _mm_storeu_si128((__m128i *)(weight + i), w);
+    }
+#else
+    for (int i = 0; i < n; i++)
+        weight[i] = (int16_t)between(-32768, weight[i] + (((2 * input[i] * error >> 16) + 1) >> 1), 32767);
+#endif
+}
+
+static void mix(Mixer *m)
+{
+    int length = m->match_length ? between(1, log2_above(m->match_length), 15) : 0;
+    m->chosen[0] = m->weight[0][m->partial];
+    m->chosen[1] = m->weight[1][length << 2 | (m->expected + 1)];
+    m->chosen[2] = m->weight[2][m->history & 255];
+    for (int set = 0; set < SETS; set++) {
+        m->mixed[set] = between(-2047, dot(m->input, m->chosen[set], INPUTS), 2047);
+        m->last_input[set] = (int16_t)m->mixed[set];
+    }
+    m->last_chosen = m->last_weight[m->partial];
+    m->last_mixed = between(-2047, dot(m->last_input, m->last_chosen, 8), 2047);
+}
+
+static int refine(Mixer *m)
+{
+    int x = m->last_mixed + 2048, part = x & 127;
+    uint16_t *at = m->final_row + (x >> 7);
+    m->final_at = at + (part >= 64);
+    return (at[0] * (128 - part) + at[1] * part) >> 7;
+}
+
+/* probability that the next bit is 1 [1/65536] */
+static void predict(Mixer *m)
+{
+    put_inputs(m);
+    mix(m);
+    m->probability = between(16, (squash(m->last_mixed) + refine(m) + 1) >> 1, 65520);
+}
+
+static void find_match(Mixer *m)
+{
+    if (m->match_length) {
+        m->match_at++;
+        m->match_length += m->match_length < LONGEST;
+    }
+    if (m->at < SHORTEST)
+        return;
+    uint64_t key = low_bytes(m, SHORTEST) * PHI;
+    uint32_t *seen = m->seen + (key >> (64 - m->seen_bits));
+    if (!m->match_length && *seen) {
+        m->match_at = *seen;
+        while (m->match_length < 400 && m->match_length < m->match_at &&
+               m->text[m->match_at - 1 - m->match_length] == m->text[m->at - 1 - m->match_length])
+            m->match_length++;
+        if (m->match_length < SHORTEST)
+            m->match_length = 0;
+    }
+    *seen = m->at;
+}
+
+static void end_byte(Mixer *m)
+{
+    int byte = m->partial & 255;
+    m->partial = 1;
+    m->at++;
+    m->history = m->history << 8 | (uint64_t)byte;
+    int letter = byte >= 'A' && byte <= 'Z' ? byte + 32 : byte;
+    if ((letter >= 'a' && letter <= 'z') || letter >= 128)
+        m->word = (m->word + (uint64_t)letter + 1) * 0xD6E8FEB86659FD93u;
+    else if (m->word) {
+        m->word_before = m->word;
+        m->word = 0;
+    }
+    find_match(m);
+    hash_contexts(m);
+}
+
+static void approach(uint16_t *probability, int bit, int rate)
+{
+    *probability = (uint16_t)(*probability + (((bit ? 65535 : 0) - *probability) >> rate));
+}
+
+static void learn(Mixer *m, int bit)
+{
+    for (int set = 0; set < SETS; set++)
+        train(m->input, m->chosen[set], (((bit << 16) - squash(m->mixed[set])) >> 4) * RATE, INPUTS);
+    train(m->last_input, m->last_chosen, (((bit << 16) - squash(m->last_mixed)) >> 4), 8);
+    for (int i = 0; i < CONTEXTS; i++) {
+        adapt(m->mapped[i], bit);
+        m->bucket[i][m->node] = next_state[m->bucket[i][m->node]][bit];
+    }
+    approach(&m->direct_row[m->node], bit, 4);
+    if (m->match_mapped)
+        adapt(m->match_mapped, bit);
+    approach(m->final_at, bit, 6);
+}
+
+static void update(Mixer *m, int bit)
+{
+    learn(m, bit);
+    m->bits = (m->bits + 1) & 7;
+    m->partial = m->partial << 1 | bit;
+    m->node = m->node << 1 | bit;
+    if (!m->bits)
+        end_byte(m);
+    if (!(m->bits & 3))
+        find_rows(m);
+}
+
+static uint32_t split(uint32_t low, uint32_t high, int probability)
+{
+    return low + (uint32_t)((uint64_t)(high - low) * (uint32_t)probability >> 16);
+}
+
+int mixing_encode(const uint8_t *data, size_t size, uint8_t *out, size_t room, size_t *out_size)
+{
+    Mixer *m = mixer_make(size, data);
+    if (!m)
+        return KERNEL_NO_MEMORY;
+    uint32_t low = 0, high = UINT32_MAX;
+    size_t to = 0;
+    hash_contexts(m);
+    find_rows(m);
+    for (size_t i = 0; i < size && to + 4 <= room; i++)
+        for (int k = 7; k >= 0; k--) {
+            int bit = data[i] >> k & 1;
+            predict(m);
+            uint32_t middle = split(low, high, m->probability);
+            if (bit)
+                high = middle;
+            else
+                low = middle + 1;
+            for (; !((low ^ high) >> 24) && to < room; low <<= 8, high = high << 8 | 255)
+                out[to++] = (uint8_t)(high >> 24);
+            update(m, bit);
+        }
+    if (to < room)
+        out[to++] = (uint8_t)((low >> 24) + 1); /* any number from low to high, zeros behind it */
+    *out_size = to;
+    mixer_free(m);
+    return KERNEL_OK;
+}
+
+int mixing_decode(const uint8_t *data, size_t size, uint8_t *out, size_t out_size)
+{
+    Mixer *m = mixer_make(out_size, out);
+    if (!m)
+        return KERNEL_NO_MEMORY;
+    uint32_t low = 0, high = UINT32_MAX, code = 0;
+    size_t at = 0;
+    for (; at < 4; at++)
+        code = code << 8 | (at < size ? data[at] : 0);
+    hash_contexts(m);
+    find_rows(m);
+    for (size_t i = 0; i < out_size; i++) {
+        for (int k = 0; k < 8; k++) {
+            predict(m);
+            uint32_t middle = split(low, high, m->probability);
+            int bit = code <= middle;
+            if (bit)
+                high = middle;
+            else
+                low = middle + 1;
+            for (; !((low ^ high) >> 24); low <<= 8, high = high << 8 | 255, at++)
+                code = code << 8 | (at < size ? data[at] : 0);
+            if (k == 7)
+                out[i] = (uint8_t)(m->partial << 1 | bit);
+            update(m, bit);
+        }
+    }
+    mixer_free(m);
+    return KERNEL_OK;
+}
