@@ -139,7 +139,8 @@ def test_a_chat_without_a_template_is_refused(tiny: Any) -> None:
         greedy.generate(tiny, "hello", chat=True)
 
 
-def test_more_than_the_trained_positions_is_refused_with_the_numbers(tiny: Any) -> None:
+def test_more_than_the_trained_positions_is_refused_with_the_numbers() -> None:
+    tiny = make_tiny(context=512)
     with pytest.raises(OutOfRange, match=r"the prompt has 11 tokens and 600 are asked for: 611 in all") as caught:
         greedy.generate(tiny, "0123456789", tokens=600)
     assert "trained for 512" in str(caught.value)
