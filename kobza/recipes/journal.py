@@ -243,25 +243,30 @@ class Journal:
 
     def _prepare(self) -> None:
         db = self._db
-        version, application = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("user_version", "application_id"))
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version > SCHEMA and application == APPLICATION:
+        # subtle: one transaction, or a journal that another process is just making would look half made
+        with self._transaction():
+            version, application = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("user_version", "application_id"))
+            tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables:
+                self._refuse_foreign(version, application)
+            else:
+                db.execute(_CREATE)
+                db.execute(f"PRAGMA application_id = {APPLICATION}")
+                db.execute(f"PRAGMA user_version = {SCHEMA}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+
+    def _refuse_foreign(self, version: int, application: int) -> None:
+        if application == APPLICATION and version > SCHEMA:
             raise InputRefused(
                 f"the journal '{self.path}' was written by a newer kobza (schema {version}; this one reads {SCHEMA}).",
                 "Update kobza: pip install -U kobza",
             )
-        if tables and (application != APPLICATION or version != SCHEMA):
+        if application != APPLICATION or version != SCHEMA:
             raise Corrupt(f"'{self.path}' is not a journal of kobza.", "Name another file; this one was not touched.")
-        damage = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        damage = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if damage != "ok":
             raise self._corrupt(damage)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        if not tables:
-            with self._transaction():
-                db.execute(_CREATE)
-                db.execute(f"PRAGMA application_id = {APPLICATION}")
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def _entry(self, row: tuple[Any, ...]) -> Entry:
         key, point, state, owner, claims, outcome, digest, reason = row

@@ -45,13 +45,17 @@ def _refuse_depth_and_aliases(text: str, name: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise BadValue(f"'{name}' uses an alias in line {event.start_mark.line + 1}.", "Write the value out.")
+            raise BadValue(f"'{name}' uses an alias in line {_line(event)}.", "Write the value out.")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEPTH:
-            raise BadValue(f"'{name}' is nested deeper than {DEPTH} levels in line {event.start_mark.line + 1}.")
+            raise BadValue(f"'{name}' is nested deeper than {DEPTH} levels in line {_line(event)}.")
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
 
 
 def _lines(node: yaml.Node, path: tuple[Any, ...], name: str) -> Iterator[tuple[tuple[Any, ...], int]]:

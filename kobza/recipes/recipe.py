@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -231,8 +232,9 @@ def spell_chain(steps: Iterable[Step]) -> str:
     return " + ".join(spell(step) for step in steps)
 
 
+@cache
 def described(room: str, name: str) -> list[Option]:
-    """Return a technique's options; a technique without any in its signature has none."""
+    """Return a technique's options, read once: a sweep asks for them at every point."""
     return techniques.described(room, name)
 
 

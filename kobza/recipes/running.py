@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from kobza.models.model import Model
 
 PACKAGES = ("kobza", "torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
-# short columns for the facts that changes report of themselves
-FACT_UNITS = {"relative_error": "", "stored_bytes": "B"}
+COMPARISON = "Before and after"
 
 
 def run(recipe: Recipe | Mapping[str, Any] | str | Path, *, model: Model | None = None) -> Result:
@@ -174,13 +173,21 @@ def comparison_table(texts: Sequence[Text], before: Sequence[list[Reading]], aft
         known = {r.name: r for r in olds}
         rows += [compared_row(text.name, known.get(new.name), new) for new in news]
     note = "low .. high: 95 % interval of edited - unedited, paired over chunks of the text"
-    return Table(rows, title="Before and after", note=note)
+    order = [c for c in rows[0] if any(row[c] is not None for row in rows)] if rows else []
+    return Table([{c: row[c] for c in order} for row in rows], title=COMPARISON, note=note)
 
 
 def compared_row(text: str, old: Reading | None, new: Reading) -> dict[str, Any]:
     """Return one row of a comparison; what cannot be compared stays empty."""
     row = {"text": text, "measure": new.name, "unit": new.unit, "unedited": old.value if old else None}
-    row |= {"edited": new.value, "factor": None, "difference": None, "low": None, "high": None}
+    row |= {
+        "edited": new.value,
+        "factor": None,
+        "difference": None,
+        "low": None,
+        "high": None,
+        "note": new.note or None,
+    }
     if old is not None:
         try:
             gap = old.compare(new)

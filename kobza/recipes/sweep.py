@@ -107,7 +107,8 @@ def plan(
     """Return every point on every text, with the key that its outcome is filed under.
 
     The key is the hash of all that decides the outcome: the model's weights and tokenizer, the number format, the
-    edits and measures with their options, seed, text, the versions of the libraries and the code of the techniques.
+    edits and measures with their options, seed, text, files that options name, the versions of the libraries and the
+    code of the techniques.
     """
     found = []
     for point in points:
@@ -119,6 +120,7 @@ def plan(
                 "work": {**request, "text": text.sha256},
                 "versions": about["versions"],
                 "code": [_code("edits", s.name) for s in point.chain] + [_code("measures", s.name) for s in measures],
+                "files": {path: sha256_file(path) for step in point.chain for path in files_in(step)},
             }
             found.append(Work(sha256(plain(decisive).encode()), group(point.chain), point, text, request))
     return found
@@ -131,6 +133,12 @@ def group(chain: Chain) -> str:
         numbers = {o.name for o in described("edits", step.name) if set(o.kinds) & {"int", "float"}}
         kept.append(Step(step.name, {k: v for k, v in step.options.items() if k not in numbers}))
     return spell_chain(kept)
+
+
+def files_in(step: Step) -> list[str]:
+    """Return the files that a step's options name, with a slice behind them or not (texts to calibrate on)."""
+    words = [str(v) for value in step.options.values() for v in (value if isinstance(value, list) else [value])]
+    return sorted({path for word in words if Path(path := word.partition("[")[0]).is_file()})
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -181,7 +189,7 @@ def collect(
     note = "low .. high: 95 % bootstrap over chunks of the text; factor: of the unedited model, paired"
     if counts["missing"]:
         note = f"{counts['missing']} of {len(works)} points are missing (other shards, or interrupted). {note}"
-    table = sweep_table(recipe, measured, title=title, note=note)
+    table = sweep_table(recipe, measured, note=note)
     table.figures = sweep_figures(recipe, measured)
     made_by = {
         "recipe": recipe.to_dict(),

@@ -23,6 +23,10 @@ UNEDITED = "unedited"
 # facts of the last change that become columns; the rest stays in the run's record
 FACTS = ("relative_error", "stored_bytes", "energy_kept")
 FACT_UNITS = {"stored_bytes": "B"}
+# columns of the table's own: an option of the same name carries its step's name, as in "scaling.factor"
+OWN = {"edit", "text", "low", "high", "factor", "factor low", "factor high", "failed", *FACTS}
+# columns of the table itself: an option of that name (the factor of `scaling`) is told apart by its technique
+RESERVED = {"edit", "text", "low", "high", "factor", "failed", *FACTS}
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Measured:
         return not self.point.chain
 
 
-def sweep_table(recipe: Recipe, measured: Sequence[Measured], *, title: str = "", note: str = "") -> Table:
+def sweep_table(recipe: Recipe, measured: Sequence[Measured], *, note: str = "") -> Table:
     """Return a row per point and text: the edit's parts, every measure, and of the first its interval and factor."""
     bases = {m.text.sha256: m for m in measured if m.is_base}
     rows = [_row(recipe, m, bases.get(m.text.sha256)) for m in measured]
@@ -52,7 +56,7 @@ def sweep_table(recipe: Recipe, measured: Sequence[Measured], *, title: str = ""
     extra = dict.fromkeys(c for row in rows for c, v in row.items() if v is not None and c not in used)
     units = {r.name: r.unit for m in measured for r in m.readings if r.unit} | FACT_UNITS
     shown = [{c: row.get(c) for c in [*used, *extra]} for row in rows]
-    return Table(shown, units={c: units[c] for c in [*used, *extra] if c in units}, title=title, note=note)
+    return Table(shown, units={c: units[c] for c in [*used, *extra] if c in units}, title="Points", note=note)
 
 
 def sweep_figures(recipe: Recipe, measured: Sequence[Measured]) -> list[Figure]:
@@ -93,7 +97,9 @@ def compare_sweeps(a: Result, b: Result) -> Table:
         raise NotComparable(f"the two runs cannot be compared: {why}.", "Run both with equal --text and --measure.")
     one, two = a.tables[0], b.tables[0]
     keys = ["edit", *(c for c in one.columns if c in two.columns and c in _keys(a, b)), "text"]
-    return one.compare(two, on=list(dict.fromkeys(keys)))
+    joined = one.compare(two, on=list(dict.fromkeys(keys)))
+    joined.title = f"{a.title} (a) and {b.title} (b)"
+    return joined
 
 
 def packed_bits(text: Text) -> list[tuple[str, float]]:
@@ -137,12 +143,13 @@ def _names(chain: Chain) -> str:
 
 
 def _option_columns(chain: Chain) -> dict[str, Any]:
-    """Return {column: value}; an option that two steps have is told apart by the step's name."""
+    """Return {column: value}; an option that two steps have, or the table itself, carries its step's name."""
     taken = [name for step in chain for name in step.options]
     columns = {}
     for i, step in enumerate(chain):
         for name, value in step.options.items():
-            column = name if taken.count(name) == 1 else f"{step.name}.{name}"
+            is_plain = taken.count(name) == 1 and name not in RESERVED
+            column = name if is_plain else f"{step.name}.{name}"
             column = f"{column}.{i + 1}" if column in columns else column
             columns[column] = value if isinstance(value, (int, float, str, bool)) else word(value)
     return columns

@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from kobza.core.errors import Corrupt, KobzaError, OutOfMemory
@@ -92,9 +93,10 @@ def limit_memory(size: int) -> None:
 
 def answer(bench: Bench, request: dict[str, Any]) -> dict[str, Any]:
     """Do what a request asks; an error becomes an answer, since it fails one point and not the worker."""
-    do = request.pop("do")
+    doing: dict[str, Callable[..., dict[str, Any]]] = {"open": bench.open, "point": bench.point}
+    do = doing[request.pop("do")]
     try:
-        return {"outcome": tidy({"open": bench.open, "point": bench.point}[do](**request))}
+        return {"outcome": tidy(do(**request))}
     except KobzaError as error:
         return _refusal(error)
     except (MemoryError, RuntimeError) as error:
