@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kobza.core.errors import Corrupt, MissingFile, Truncated, Unsafe
 
@@ -58,7 +58,15 @@ def safetensors_header(path: str | Path) -> dict[str, Entry]:
         Corrupt, Truncated: the header contradicts the format, itself or the file's length.
     """
     path = Path(path)
-    text, room = _header_text(path)
+    if not path.is_file():
+        raise MissingFile(f"there is no file '{path}'.")
+    with open(path, "rb") as file:
+        return read_header(file, path.stat().st_size, path)
+
+
+def read_header(file: IO[bytes], size: int, path: Path) -> dict[str, Entry]:
+    """Read and check the header of an opened safetensors file of `size` bytes; `path` is for messages."""
+    text = _header_text(file, size, path)
     try:
         header = loads(text)
     except ValueError as error:
@@ -66,28 +74,25 @@ def safetensors_header(path: str | Path) -> dict[str, Entry]:
     if not isinstance(header, dict):
         raise _corrupt(path, f"its header is a JSON {type(header).__name__}, not an object")
     _check_metadata(path, header.pop("__metadata__", {}))
+    room = size - 8 - len(text)
     entries = {name: _entry(path, name, value, room) for name, value in header.items()}
     _refuse_gaps(path, entries, room)
     return entries
 
 
-def _header_text(path: Path) -> tuple[bytes, int]:
-    """Return the header's JSON and the bytes of data behind it."""
-    if not path.is_file():
-        raise MissingFile(f"there is no file '{path}'.")
-    size = path.stat().st_size
+def _header_text(file: IO[bytes], size: int, path: Path) -> bytes:
+    """Return the header's JSON."""
     if size < 10:
         raise Truncated(f"'{path}' is not a safetensors file: it has {size} bytes, the shortest has 10.", _ASK)
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > size - 8:
-            raise Truncated(f"'{path}' declares a header of {length} bytes, but the file has {size}.", _ASK)
-        if length > LONGEST_HEADER:
-            raise _corrupt(path, f"its header has {length} bytes; at most {LONGEST_HEADER} are read")
-        text = file.read(length)
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > size - 8:
+        raise Truncated(f"'{path}' declares a header of {length} bytes, but the file has {size}.", _ASK)
+    if length > LONGEST_HEADER:
+        raise _corrupt(path, f"its header has {length} bytes; at most {LONGEST_HEADER} are read")
+    text = file.read(length)
     if not text.startswith(b"{"):
         raise _corrupt(path, f"its header begins with {text[:1]!r} at byte 8, not with '{{'")
-    return text, size - 8 - length
+    return text
 
 
 def _check_metadata(path: Path, metadata: Any) -> None:

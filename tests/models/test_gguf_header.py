@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kobza.core.errors import Corrupt, KobzaError, MissingFile, Truncated
-from kobza.models.gguf_header import TYPES, read_header
+from kobza.models.gguf_header import TYPES, parse, read_header
 
 Put = Callable[..., Path]
 
