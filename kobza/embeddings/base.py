@@ -142,7 +142,7 @@ class Vectors:
         hint = "Nearest: " + ", ".join(repr(label) for label in close) if close else ""
         what = "token" if self.kind == "tokens" else "word"
         message = f"{text!r} is no single {what} of {self.name!r}."
-        if self.split is not None and text:
+        if self.kind == "tokens" and self.split is not None and text:
             pieces = " ".join(repr(self.labels[row]) for row in self.split(text))
             message += f" It splits into {pieces}."
             hint += "\n" * bool(hint) + "Join the pieces with combine=sum or combine=mean; ▁ stands for a space."
@@ -323,6 +323,11 @@ def near_table(
     return Table(found, title=f"Nearest {vectors.kind} in {vectors.name}", note=note)
 
 
+def components_of(vectors: Vectors, rows: Sequence[int] = ()) -> Principal:
+    """Principal components of all rows, or of the given ones alone (of all where those are fewer than three)."""
+    return linear_algebra.principal(vectors.matrix[list(rows)] if len(rows) > 2 else vectors.matrix)
+
+
 def picture(
     vectors: Vectors,
     *,
@@ -337,10 +342,10 @@ def picture(
         vectors: what is shown.
         rows: rows that are always labelled.
         components: 2, or 3 for a map that turns.
-        only: show nothing but `rows`, every one labelled.
+        only: show nothing but `rows`, every one labelled, along their own components.
         parts: the components, if they are known already.
     """
-    parts = parts or linear_algebra.principal(vectors.matrix)
+    parts = parts or components_of(vectors, rows if only else ())
     chosen = torch.tensor(list(rows), dtype=torch.int64) if only else torch.arange(len(vectors))
     places = parts.places(vectors.matrix[chosen], components).numpy()
     where = {key: places[:, axis] for axis, key in enumerate("xyz"[:components])}

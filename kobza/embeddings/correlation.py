@@ -10,6 +10,7 @@ Source: Land & Bartolo (2024), "Fishing for Magikarp", arXiv:2405.05417, for unt
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from kobza.core.figure import Figure
 from kobza.core.progress import progress
 from kobza.core.table import Table
 from kobza.embeddings.base import Vectors, vectors_of
+from kobza.models import linear_algebra
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +29,13 @@ if TYPE_CHECKING:
     from kobza.embeddings.base import Subject
 
 BLOCK = 4096
-"""Rows compared with `BLOCK` others at a time: 67 MB of correlations."""
+"""Rows compared with as many others at a time: 67 MB of correlations."""
+
+ROUNDING = 1e-5
+"""Pairs this close to the threshold are compared again in float64: float32 products are off by about 1e-6."""
+
+SAMPLE, PASSED = 2000, 1e-3
+"""Rows on which the screen is tried, and the share of their pairs that may pass it."""
 
 NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 """Bytes that occur in no UTF-8 text (RFC 3629, section 1)."""
@@ -56,14 +64,15 @@ def table(
         end: the model's table: in, or out.
 
     Returns:
-        One row per clump, largest first: size, what its members are (control tokens, bytes that never occur in
-        UTF-8, other single bytes, others), members, mean norm, and the least and greatest norm. The figure shows the mean
-        correlation between stretches of ids, or every correlation of the chosen rows.
+        One row per clump, largest first, and one for the rows in none: size, what its members are (control tokens,
+        bytes that never occur in UTF-8, other single bytes, others), norms, members and ids. The figure shows the
+        mean correlation between stretches of ids, or every correlation of the chosen rows.
 
     Raises:
         OutOfRange: a threshold, range or number of bins outside what is allowed.
 
-    Cost: N^2 D / 2 multiplications once, in blocks: memory stays at 100 MB however many rows there are.
+    Cost: at most N^2 D / 2 multiplications, in blocks of 67 MB however many rows there are; a bound on the
+    correlations spares most of them (SmolLM2: see bench/neighbors.py).
     """
     if not 0 < threshold < 1:
         raise OutOfRange(f"threshold={threshold}; allowed: above 0 and below 1")
@@ -73,8 +82,9 @@ def table(
     figure = _picture(vectors, units, rows, min(bins, len(vectors)))
     rest = f"{sum(map(len, found))} of {len(vectors):,} {vectors.kind} in {len(found)} clumps; all pairs compared."
     title = f"Clumps in {vectors.name} with correlation above {threshold}"
-    units_of = {"mean norm": "", "size": "count"}
-    return Table([_row(vectors, clump) for clump in found], units=units_of, title=title, note=rest, figures=[figure])
+    alone = sorted(set(range(len(vectors))).difference(*found))
+    listed = [_row(vectors, clump) for clump in found] + [_row(vectors, alone) | {"what": "in no clump"}] * bool(alone)
+    return Table(listed, units={"size": "count"}, title=title, note=rest, figures=[figure])
 
 
 def standardized(matrix: Tensor) -> Tensor:
@@ -91,7 +101,7 @@ def clumps(units: Tensor, threshold: float, *, least: int = 2) -> list[list[int]
 
     Args:
         units: rows of length 1, (N, D), see `standardized`.
-        threshold: [0 .. 1]; pairs within 1e-5 of it are compared again in float64.
+        threshold: [0 .. 1].
         least: smallest size that is returned [count, 1 ..].
     """
     parent = list(range(len(units)))
@@ -105,19 +115,45 @@ def clumps(units: Tensor, threshold: float, *, least: int = 2) -> list[list[int]
 
 
 def _pairs(units: Tensor, threshold: float) -> list[tuple[int, int]]:
-    """All pairs i < j correlated above the threshold."""
+    """All pairs i < j correlated above the threshold: screened by a bound that no such pair can miss, then exactly."""
+    left, right = _screens(units, threshold)
     pairs: list[tuple[int, int]] = []
     starts = range(0, len(units), BLOCK)
     for begin in progress(starts, "correlations", total=len(starts)):
-        left = units[begin : begin + BLOCK]
         for other in range(begin, len(units), BLOCK):
-            products = left @ units[other : other + BLOCK].T
-            near = (products > threshold - 1e-5).nonzero() + torch.tensor([begin, other])
+            bounds = left[begin : begin + BLOCK] @ right[other : other + BLOCK].T
+            if float(bounds.amax()) <= threshold - ROUNDING:
+                continue
+            near = (bounds > threshold - ROUNDING).nonzero() + torch.tensor([begin, other])
             near = near[near[:, 0] < near[:, 1]]
-            for part in near.split(BLOCK):  # again in float64: float32 cannot tell 0.9999 from 0.99990001
+            for part in near.split(BLOCK):
                 exact = (units[part[:, 0]].double() * units[part[:, 1]].double()).sum(1)
                 pairs += [(a, b) for a, b in part[exact > threshold].tolist()]
     return pairs
+
+
+def _screens(units: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Two matrices (N, m + 1) whose products bound the correlations from above.
+
+    With p the part of a row in the m strongest directions and r the length of the rest, a b <= p_a p_b + r_a r_b
+    (Cauchy-Schwarz). m is the smallest that lets few of a sample's pairs through; the rest is compared exactly.
+    """
+    basis = linear_algebra.eigen(linear_algebra.gram(units))[1].to(units.dtype)
+    sample = units[:: max(1, len(units) // SAMPLE)]
+    for m in (16, 32, 64, 128, 256):
+        if m >= units.shape[1]:
+            break
+        part = _screen(sample, basis[:, :m])
+        if float((part @ part.T > threshold).float().mean()) < PASSED + 1 / len(sample):
+            whole = _screen(units, basis[:, :m])
+            return whole, whole
+    return units, units
+
+
+def _screen(units: Tensor, basis: Tensor) -> Tensor:
+    part = units @ basis
+    rest = (units.square().sum(1) - part.square().sum(1)).clamp_min(0).sqrt()
+    return torch.cat([part, rest[:, None]], 1)
 
 
 def _root(parent: list[int], row: int) -> int:
@@ -166,7 +202,7 @@ def _picture(vectors: Vectors, units: Tensor, rows: str, bins: int) -> Figure:
         raise OutOfRange(f"bins={bins}; allowed: 1 .. 512")
     edges = torch.linspace(0, len(units), bins + 1).long().tolist()
     # the mean product of two stretches is the product of their means: no pair need be formed
-    means = torch.stack([units[a:b].double().mean(0) for a, b in zip(edges, edges[1:], strict=False)])
+    means = torch.stack([units[a:b].double().mean(0) for a, b in pairwise(edges)])
     labels = [f"{a}" for a in edges[:-1]]
     caption = f"Mean Pearson correlation between {bins} stretches of row numbers; row labels: first id."
     data = {"values": (means @ means.T).numpy(), "rows": labels, "columns": labels}

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kobza.core.errors import OutOfRange
 from kobza.core.table import Table
-from kobza.embeddings.base import Vectors, picture, vectors_of
-from kobza.models import linear_algebra
+from kobza.embeddings.base import Vectors, components_of, picture, vectors_of
 
 if TYPE_CHECKING:
     from kobza.embeddings.base import Subject
@@ -33,7 +32,7 @@ def table(
         model: an opened model, or word vectors.
         words: tokens or words labelled on the map, spelled exactly (`" lava"` with its space).
         ids: rows labelled on the map: `17`, or a range `500..520`, or several with `;` between.
-        only: draw the labelled rows alone (still along the components of the whole table).
+        only: draw the labelled rows alone, along their own principal components (three rows at least).
         components: dimensions of the map; with 3 it turns [count, 2 .. 3].
         end: the model's table: in, or out.
 
@@ -47,12 +46,13 @@ def table(
     """
     vectors = vectors_of(model, end)
     rows = list(dict.fromkeys([*vectors.rows(words or []), *parse_rows(ids, len(vectors))]))
-    parts = linear_algebra.principal(vectors.matrix)
+    parts = components_of(vectors, rows if only else ())
     if not 2 <= components <= min(3, vectors.width):
         raise OutOfRange(f"components={components} of vectors of width {vectors.width}; allowed: 2, or 3")
     figure = picture(vectors, rows=rows, components=components, only=only and bool(rows), parts=parts)
     found = _coordinates(vectors, rows, parts, components) if rows else _shares(parts)
     found.title = f"Principal components of {vectors.name}"
+    found.note = f"Principal components of {'these rows' if only and len(rows) > 2 else 'the whole table'}, centered."
     found.figures = [figure]
     return found
 
@@ -85,7 +85,7 @@ def _coordinates(vectors: Vectors, rows: list[int], parts: Principal, count: int
     for row, place in zip(rows, places, strict=True):
         axes = {f"component {axis}": value for axis, value in enumerate(place, 1)}
         found.append({"label": vectors.labels[row], "id": row} | axes | {"norm": float(vectors.norms[row])})
-    return Table(found, note="Coordinates along the principal components of the whole centered table.")
+    return Table(found)
 
 
 def _shares(parts: Principal) -> Table:
@@ -95,4 +95,4 @@ def _shares(parts: Principal) -> Table:
         for n in shown
     ]
     units = {"share of the last": "fraction", "share of all": "fraction"}
-    return Table(rows, units=units, note="Shares of the centered variance.")
+    return Table(rows, units=units)

@@ -148,7 +148,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     total = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            stream = io.BufferedReader(file, 1 << 20)  # type: ignore[arg-type]
+            stream = io.BufferedReader(file, 1 << 20)
             number = 0
             while line := stream.readline(LONGEST_LINE + 1):
                 number += 1
