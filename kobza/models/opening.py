@@ -18,6 +18,7 @@ from kobza.core.errors import BadValue, Corrupt, MissingFile, WrongVocabulary
 from kobza.models import building, cache, folder, gguf_file, preflight
 from kobza.models.contents import Contents
 from kobza.models.model import Model, Origin
+from kobza.models.replacing import cast
 from kobza.models.sources import Source, find
 
 
@@ -54,7 +55,7 @@ def open(  # the verb of the room
     wanted = _dtype(dtype)
     if re.match(r"tiny(?![^:?])", str(spec)) and not Path(spec).exists():
         model = _tiny(str(spec))
-        model.module.to(wanted)
+        cast(model.module, wanted)
     elif trust_remote_code and (source := find(spec)).path.is_dir():
         model = _trusted(source, wanted)
     else:

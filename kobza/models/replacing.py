@@ -92,6 +92,15 @@ def _check(matrix: Matrix, value: Tensor | Factors) -> None:
             raise NotFinite(f"the new values of {matrix.name!r} hold NaN or infinity.")
 
 
+def cast(module: Any, dtype: torch.dtype) -> None:
+    """Convert the weights of a module that nobody shares, in place; buffers keep their precision.
+
+    `module.to(dtype)` would round the rotary frequencies too, which transformers keeps in float32.
+    """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def complete(tensors: Mapping[str, Tensor | Factors]) -> None:
     """Refuse a call that names both `embed` and one of its ends."""
     if "embed" in tensors and tensors.keys() & {"embed.in", "embed.out"}:

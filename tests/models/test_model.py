@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kobza.core.errors import BadValue, NotFinite, NothingMatched, WrongTensors
+from kobza.models import replacing
 from kobza.models.forward import logits, token_bits
 from kobza.models.model import Change, Factors, Model
 from kobza.models.tiny import FAMILIES, tiny
@@ -188,7 +189,8 @@ def test_a_fork_only_hashes_what_it_changed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_model_in_half_precision_keeps_its_type() -> None:
     model = tiny()
-    half = Model("half", copy.deepcopy(model.module).to(torch.bfloat16), model.tokenizer)
+    half = tiny()
+    replacing.cast(half.module, torch.bfloat16)
     assert half.matrix("blocks.0.mlp.up").dtype == torch.float32
     edited = half.replace({"blocks.0.mlp.up": 2 * half.matrix("blocks.0.mlp.up")}, change=EDIT)
     assert edited.matrices["blocks.0.mlp.up"].dtype == "bfloat16"
