@@ -20,13 +20,11 @@ import torch
 from torch import Tensor
 
 from kobza.core.errors import BadValue
+from kobza.core.texts import Text
 from kobza.edits import base
 from kobza.edits.base import CALIBRATION, TOKENS
 from kobza.models.linear_algebra import column_mean, eigen, gram, svd
 from kobza.models.model import Factors, Model
-
-Weights = Literal["none", "zipf", "frequency", "fisher"]
-Metric = Literal["none", "moments"]
 
 
 def apply(
@@ -76,19 +74,20 @@ def apply(
     names = base.select(model, where)
     for name in names:
         base.require_rank(name, model.matrix(name).shape, rank, min(model.matrix(name).shape))
-    weighing = _weighing(model, names, weights, metric, calibration, calibration_tokens, smoothing, damping)
+    texts = base.calibration_texts(calibration) if weights in ("frequency", "fisher") or metric != "none" else []
+    rule = Rule(weights, metric, tuple(texts), calibration_tokens, smoothing, damping)
+    weighings = rule.weighings(model, names)
     tensors: dict[str, Tensor | Factors] = {}
     for name in names:
         W = model.matrix(name)
         if rank == min(W.shape) and store == "dense":
             tensors[name] = W  # all directions: the very same numbers
             continue
-        A, B = directions(model, name, weighing[name], center=center).factors(W, rank)
+        A, B = directions(model, name, weighings[name], center=center).factors(W, rank)
         tensors[name] = Factors(A, B) if store == "factors" else A @ B
     options = {"where": where, "rank": rank, "weights": weights, "metric": metric, "center": center, "store": store}
     facts = {}
-    if weights in ("frequency", "fisher") or metric != "none":
-        texts = base.calibration_texts(calibration)
+    if texts:
         options |= {"calibration": list(calibration), "calibration_tokens": calibration_tokens}
         options |= {"smoothing": smoothing, "damping": damping}
         facts["calibration"] = base.calibration_facts(texts, calibration_tokens)
@@ -125,8 +124,9 @@ class Directions:
 
     Attributes:
         basis: (R, R) orthonormal columns: right vectors of D^1/2 (W - c) K for a tall matrix, else left ones.
-        left, right: what turns them into factors: columns of A and rows of B carry no weights.
-        mean: c (N,) or None.
+        root, inverse: K and K^-1 (N, N), K K = M; None for no metric.
+        rows: D (M,); None for rows alike.
+        mean: c (N,), the row kept apart; None if none is.
         is_tall: M >= N.
     """
 
@@ -193,56 +193,63 @@ def roots(metric: Tensor) -> tuple[Tensor, Tensor]:
 # --- the weights -----------------------------------------------------------------------------------------------------
 
 
-def _weighing(
-    model: Model,
-    names: list[str],
-    weights: Weights,
-    metric: Metric,
-    calibration: Sequence[str],
-    tokens: int,
-    smoothing: float,
-    damping: float,
-) -> dict[str, Weighing]:
-    """Return the weighing of every chosen matrix."""
-    linear = [name for name in names if name not in base.ENDS]
-    if linear and weights != "none":
-        raise BadValue(
-            f"weights={weights!r} weighs tokens, and the rows of {linear[0]!r} are none.",
-            "Give weights=none, or where=embed; linear layers can take metric=moments.",
+@dataclass(frozen=True)
+class Rule:
+    """How the weighing of a matrix is taken from texts; the options of `apply` with its texts opened."""
+
+    weights: str
+    metric: str
+    texts: tuple[Text, ...]
+    tokens: int
+    smoothing: float
+    damping: float
+
+    def weighings(self, model: Model, names: list[str]) -> dict[str, Weighing]:
+        """Return the weighing of every chosen matrix."""
+        linear = [name for name in names if name not in base.ENDS]
+        if linear and self.weights != "none":
+            raise BadValue(
+                f"weights={self.weights!r} weighs tokens, and the rows of {linear[0]!r} are none.",
+                "Give weights=none, or where=embed; linear layers can take metric=moments.",
+            )
+        if not self.texts:
+            return {name: self._without_text(len(model.matrix(name))) for name in names}
+        found = {}
+        if len(linear) < len(names):
+            ends = base.moments(model, self.texts, self.tokens)
+            found = {name: self._of_end(model, ends, name) for name in names if name in base.ENDS}
+        if linear:
+            squares = base.input_moments(model, linear, self.texts, self.tokens)
+            found |= {name: Weighing(None, _damped(squares[name], self.damping), self._key(model)) for name in linear}
+        return found
+
+    def _key(self, model: Model) -> str:
+        hashes = [text.sha256 for text in self.texts]
+        return (
+            f"{self.weights} {self.metric} {self.smoothing} {self.damping} {self.tokens} {hashes} {model.fingerprint}"
         )
-    if weights in ("none", "zipf") and metric == "none":
-        given = {name: None if weights == "none" else base.zipf(len(model.matrix(name))) for name in names}
-        return {name: Weighing(rows, None, "" if rows is None else weights) for name, rows in given.items()}
-    texts = base.calibration_texts(calibration)
-    key = f"{weights} {metric} {smoothing} {damping} {tokens} {model.fingerprint} {[text.sha256 for text in texts]}"
-    found = {}
-    if len(linear) < len(names):
-        ends = base.moments(model, texts, tokens)
-        for name in names:
-            if name in base.ENDS:
-                rows = _rows(ends, name, weights, smoothing)
-                found[name] = Weighing(rows, _metric(ends, name, damping) if metric == "moments" else None, key)
-    if linear:
-        squares = base.input_moments(model, linear, texts, tokens)
-        found |= {name: Weighing(None, _damped(squares[name], damping), key) for name in linear}
-    return found
 
+    def _without_text(self, rows: int) -> Weighing:
+        return Weighing() if self.weights == "none" else Weighing(base.zipf(rows), None, "zipf")
 
-def _rows(ends: base.Moments, name: str, weights: Weights, smoothing: float) -> Tensor | None:
-    if weights == "none":
-        return None
-    counts, spread = base.smoothed(ends.counts, smoothing), base.smoothed(ends.rows, smoothing)
-    if weights == "zipf":
-        return base.zipf(len(counts))
-    if weights == "frequency" or name == "embed.in":
-        return counts
-    return spread if name == "embed.out" else counts + spread
+    def _of_end(self, model: Model, ends: base.Moments, name: str) -> Weighing:
+        metric = self._metric(ends, name) if self.metric == "moments" else None
+        return Weighing(self._rows(ends, name), metric, self._key(model))
 
+    def _rows(self, ends: base.Moments, name: str) -> Tensor | None:
+        if self.weights == "none":
+            return None
+        if self.weights == "zipf":
+            return base.zipf(len(ends.counts))
+        counts, spread = base.smoothed(ends.counts, self.smoothing), base.smoothed(ends.rows, self.smoothing)
+        if self.weights == "frequency" or name == "embed.in":
+            return counts
+        return spread if name == "embed.out" else counts + spread
 
-def _metric(ends: base.Moments, name: str, damping: float) -> Tensor:
-    """The metric of one end, or of both: each end counts alike, by its trace."""
-    inner, outer = _damped(ends.gradients, damping), _damped(ends.states, damping)
-    return inner if name == "embed.in" else outer if name == "embed.out" else inner + outer
+    def _metric(self, ends: base.Moments, name: str) -> Tensor:
+        """The metric of one end, or of both: each end counts alike, by its trace."""
+        inner, outer = _damped(ends.gradients, self.damping), _damped(ends.states, self.damping)
+        return inner if name == "embed.in" else outer if name == "embed.out" else inner + outer
 
 
 def _damped(metric: Tensor, damping: float) -> Tensor:
