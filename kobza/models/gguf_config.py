@@ -102,7 +102,22 @@ def tokenizer(header: Header, name: str) -> Tokenizer:
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise _bad(header, f"its vocabulary cannot be used: {reason}") from None
-    return Tokenizer(backend, _marks(header, described), name=name)
+    return Tokenizer(_of_the_file(backend, len(described["tokens"])), _marks(header, described), name=name)
+
+
+def _of_the_file(backend: Any, size: int) -> Any:
+    """Return the tokenizer without tokens beyond the file's own list of `size`.
+
+    transformers' tokenizer classes add their default control tokens (GPT-2's `<|endoftext|>`) where a vocabulary has
+    none of that name; the model has no rows for them.
+    """
+    import json
+
+    if all(id < size for id in backend.get_added_tokens_decoder()):
+        return backend
+    whole = json.loads(backend.to_str())
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < size]
+    return type(backend).from_str(json.dumps(whole))
 
 
 def _check_vocabulary(header: Header, described: dict[str, Any]) -> None:
