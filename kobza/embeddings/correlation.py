@@ -40,7 +40,7 @@ SAMPLE, PASSED = 2000, 1e-3
 NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 """Bytes that occur in no UTF-8 text (RFC 3629, section 1)."""
 
-SHOWN = 12
+SHOWN = 8
 """Members listed of a clump."""
 
 
@@ -76,11 +76,14 @@ def table(
     """
     if not 0 < threshold < 1:
         raise OutOfRange(f"threshold={threshold}; allowed: above 0 and below 1")
+    if least < 2:
+        raise OutOfRange(f"least={least}; allowed: 2 or more rows")
     vectors = vectors_of(model, end)
     units = standardized(vectors.matrix)
     found = clumps(units, threshold, least=least)
     figure = _picture(vectors, units, rows, min(bins, len(vectors)))
-    rest = f"{sum(map(len, found))} of {len(vectors):,} {vectors.kind} in {len(found)} clumps; all pairs compared."
+    count = f"{len(found)} clump{'s' * (len(found) != 1)}"
+    rest = f"{sum(map(len, found))} of {len(vectors):,} {vectors.kind} in {count}; all pairs compared."
     title = f"Clumps in {vectors.name} with correlation above {threshold}"
     alone = sorted(set(range(len(vectors))).difference(*found))
     listed = [_row(vectors, clump) for clump in found] + [_row(vectors, alone) | {"what": "in no clump"}] * bool(alone)
@@ -110,7 +113,7 @@ def clumps(units: Tensor, threshold: float, *, least: int = 2) -> list[list[int]
     groups: dict[int, list[int]] = {}
     for row in range(len(units)):
         groups.setdefault(_root(parent, row), []).append(row)
-    found = [group for group in groups.values() if len(group) >= max(2, least)]
+    found = [group for group in groups.values() if len(group) >= least]
     return sorted(found, key=lambda group: (-len(group), group[0]))
 
 
@@ -178,7 +181,7 @@ def what_is(vectors: Vectors, row: int) -> str:
 def _row(vectors: Vectors, clump: Sequence[int]) -> dict[str, Any]:
     kinds = Counter(what_is(vectors, row) for row in clump)
     norms = vectors.norms[list(clump)]
-    listed = " ".join(vectors.labels[row] for row in clump[:SHOWN]) + (" ..." if len(clump) > SHOWN else "")
+    listed = " ".join(vectors.labels[row][:24] for row in clump[:SHOWN]) + (" ..." if len(clump) > SHOWN else "")
     return {
         "size": len(clump),
         "what": ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.most_common()),

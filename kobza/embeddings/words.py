@@ -187,7 +187,8 @@ def _announced(text: bytes, path: Path) -> int:
 def _vector(word: str, values: list[bytes], width: int, path: Path, number: int) -> np.ndarray:
     """The numbers of one line as float32, checked."""
     try:
-        vector = np.array(values, dtype=np.bytes_).astype(np.float64).astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+            vector = np.array(values, dtype=np.bytes_).astype(np.float64).astype(np.float32)
     except ValueError:
         bad = next((value for value in values if not _is_number(value)), b"")
         shown = bad[:40].decode("utf-8", "replace")
