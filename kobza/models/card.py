@@ -19,7 +19,14 @@ def text(model: Model, statement: str) -> str:
     if origin.licence:
         lines.append(f"license: {_scalar(origin.licence)}")
     lines += [f"base_model: {_scalar(origin.spec)}"] if origin.kind != "random" else []
-    lines += ["library_name: transformers", "pipeline_tag: text-generation", "tags: [kobza]", "---", ""]
+    is_factored = any(matrix.stored_as == "factors" for matrix in model.matrices.values())
+    lines += [
+        f"library_name: {'kobza' if is_factored else 'transformers'}",
+        "pipeline_tag: text-generation",
+        "tags: [kobza]",
+        "---",
+        "",
+    ]
     lines += [f"# {model.name}", "", _summary(model), "", statement, "", "## Origin", ""]
     lines += [f"- opened as `{origin.spec}`" + (f" ({origin.kind})" if origin.kind else "")]
     lines += [f"- SHA-256 of the original weights: `{origin.sha256}`"] if origin.sha256 else []

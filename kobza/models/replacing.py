@@ -40,9 +40,9 @@ def put(module: Any, matrix: Matrix, value: Tensor | Factors) -> None:
     owner, _, leaf = matrix.parameter.rpartition(".")
     holder = module.get_submodule(owner)
     _check(matrix, value)
-    dtype = getattr(torch, matrix.dtype)
+    like = (getattr(torch, matrix.dtype), next(module.parameters()).device)
     if isinstance(value, Factors):
-        twin = factored_like(holder, frozen(value.A, dtype), frozen(value.B, dtype)) if leaf == "weight" else None
+        twin = factored_like(holder, frozen(value.A, *like), frozen(value.B, *like)) if leaf == "weight" else None
         if twin is None:
             raise BadValue(f"{matrix.name!r} cannot be stored as two factors.", "Give the product, a dense tensor.")
         set_module(module, owner, twin)
@@ -50,7 +50,7 @@ def put(module: Any, matrix: Matrix, value: Tensor | Factors) -> None:
     if isinstance(holder, Factored):
         holder = dense_like(holder)
         set_module(module, owner, holder)
-    setattr(holder, leaf, frozen(value.T if matrix.is_transposed else value, dtype))
+    setattr(holder, leaf, frozen(value.T if matrix.is_transposed else value, *like))
 
 
 def tie_ends(module: Any, embed_in: str, embed_out: str) -> None:
@@ -67,12 +67,12 @@ def tie_ends(module: Any, embed_in: str, embed_out: str) -> None:
     target.weight = source.weight
 
 
-def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+def frozen(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     """Return the values as a parameter without gradient, contiguous, never an inference tensor.
 
     A tensor that is already so is not copied.
     """
-    values = tensor.detach().to(dtype).contiguous()
+    values = tensor.detach().to(device, dtype).contiguous()
     return nn.Parameter(values.clone() if values.is_inference() else values, requires_grad=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -123,7 +124,7 @@ def _generate(
             return
         logits = stepper.feed([new])[0].cpu()
         chosen = draw(logits, temperature, top_k, top_p, generator)
-        yield chosen, float(logits.double().log_softmax(-1)[chosen]) / 0.6931471805599453
+        yield chosen, float(logits.double().log_softmax(-1)[chosen]) / math.log(2)
         if chosen in stop:
             return
         new = [chosen]

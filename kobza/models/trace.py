@@ -25,7 +25,7 @@ class Trace(Mapping[str, Tensor]):
     Attributes:
         ids: (T,) the tokens that were run, with the start token if there was one; (B, T) for a batch.
         tokens: how each is written, of a single text; [] for a batch.
-        model: name and fingerprint of the model, and its changes.
+        model: name and origin of the model, and its changes.
     """
 
     def __init__(self, values: dict[str, Tensor], ids: Tensor, tokens: list[str], model: dict[str, Any]) -> None:
@@ -105,7 +105,8 @@ def trace(model: Model, text: str | bytes | Sequence[int] | Tensor, sites: Seque
 
     with hooked(model, [Hook(site, keep(str(site))) for site in wanted]):
         model.module(input_ids=ids.to(model.device), use_cache=False)
-    about = {"name": model.name, "fingerprint": model.fingerprint, "changes": [str(c) for c in model.changes]}
+    origin = {"spec": model.origin.spec, "sha256": model.origin.sha256}
+    about = {"name": model.name, "origin": origin, "changes": [str(change) for change in model.changes]}
     tokens = [] if is_batch else [model.tokenizer.show(int(i)) for i in ids[0]]
     ordered = {str(site): values[str(site)] for site in wanted}
     return Trace(ordered, ids if is_batch else ids[0], tokens, about)
