@@ -171,18 +171,14 @@ def identity(model: Model, name: str) -> str:
 
 @dataclass(frozen=True)
 class Moments:
-    """What a calibration text says about the two ends of a model; means over its positions.
-
-    Each text counts alike, whatever its length.
+    """What calibration texts say about the two ends of a model; means over positions, each text counts alike.
 
     Attributes:
-        counts: (V,) share of each token in the texts, sums to 1.
         gradients: (D, D) mean of g g^T, g the gradient of the loss at the input row (bits), long ones clipped.
         rows: (V,) mean of p (1 - p), p the probability of each token.
         states: (D, D) mean of h h^T, h the state that the head reads.
     """
 
-    counts: Tensor
     gradients: Tensor
     rows: Tensor
     states: Tensor
@@ -211,12 +207,11 @@ def moments(model: Model, texts: Sequence[Text], tokens: int = TOKENS) -> Moment
     Args:
         model: the model as it is now.
         texts: calibration texts.
-        tokens: read with gradients, shared out evenly over the texts [count, 2 ..]; token counts are taken from
-            the first 1,000,000 bytes of each text.
+        tokens: read with gradients, shared out evenly over the texts [count, 2 ..].
 
     Cost: about 4 forward passes over `tokens` (15 s per 1024 tokens and 135M parameters on one core).
     """
-    words = [model.fingerprint, str(tokens), str(WINDOW), "1", *(text.sha256 for text in texts)]
+    words = [model.fingerprint, str(tokens), str(WINDOW), "2", *(text.sha256 for text in texts)]
     key = hashlib.sha256(" ".join(words).encode()).hexdigest()
     found: Moments = _moments.get(
         key, lambda: _stored(cache_dir() / "calibration" / f"{key}.safetensors", model, texts, tokens)
@@ -248,19 +243,36 @@ def _stored(path: Path, model: Model, texts: Sequence[Text], tokens: int) -> Mom
 
 
 def _measured(model: Model, text: Text, tokens: int) -> dict[str, Any]:
-    ids = torch.tensor(model.tokenizer.encode(text[:COUNTED].data))
-    rows = model.matrices["embed.in"].shape[0]
-    counts = torch.bincount(ids, minlength=rows)[:rows].double()
+    ids = _ids(model, text)[:tokens]
     window = min(WINDOW, model.context or WINDOW)
-    read = ids[:tokens]
-    gradients = clipped(forward.embedding_gradients(model, read, window=window).double())
-    out = forward.output_moments(model, read, window=window)
+    gradients = clipped(forward.embedding_gradients(model, ids, window=window).double())
+    out = forward.output_moments(model, ids, window=window)
     return {
-        "counts": counts / counts.sum(),
         "gradients": gradients.T @ gradients / len(gradients),
         "rows": out.rows / out.tokens,
         "states": out.states / out.tokens,
     }
+
+
+def _ids(model: Model, text: Text) -> Tensor:
+    key = (model.tokenizer.fingerprint, text.sha256)
+    ids: Tensor = _encoded.get(key, lambda: torch.tensor(model.tokenizer.encode(text[:COUNTED].data)))
+    return ids
+
+
+_encoded = Memory(8)
+
+
+def shares(model: Model, texts: Sequence[Text], rows: int) -> Tensor:
+    """Return the share of each of `rows` tokens in the texts, (V,) float64, sum 1; each text counts alike.
+
+    The first 1,000,000 bytes of a text are counted.
+    """
+    total = torch.zeros(rows, dtype=torch.float64)
+    for text in texts:
+        counts = torch.bincount(_ids(model, text), minlength=rows)[:rows].double()
+        total += counts / counts.sum() / len(texts)
+    return total
 
 
 def clipped(gradients: Tensor) -> Tensor:
@@ -278,9 +290,9 @@ def zipf(count: int) -> Tensor:
     return weights / weights.sum()
 
 
-def smoothed(shares: Tensor, smoothing: float) -> Tensor:
-    """Mix shares with Zipf's: a token that the calibration never showed keeps a weight; the sum is 1."""
-    return (1 - smoothing) * shares / shares.sum() + smoothing * zipf(len(shares))
+def smoothed(weights: Tensor, smoothing: float) -> Tensor:
+    """Mix weights (V,), brought to the sum 1, with Zipf's: a token the calibration never showed keeps a weight."""
+    return (1 - smoothing) * weights / weights.sum() + smoothing * zipf(len(weights))
 
 
 def input_moments(model: Model, names: Sequence[str], texts: Sequence[Text], tokens: int = TOKENS) -> dict[str, Tensor]:
@@ -291,14 +303,20 @@ def input_moments(model: Model, names: Sequence[str], texts: Sequence[Text], tok
         names: matrices that are weights of linear layers; parts of fused ones too.
         texts: calibration texts; each counts alike.
         tokens: read in all [count, 2 ..].
+
+    Raises:
+        BadValue: a matrix that is not multiplied with vectors of its width when the model runs (a table of positions).
     """
     window = min(WINDOW, model.context or WINDOW)
     with _listening(model, names) as sums:
         for text in texts:
-            ids = torch.tensor(model.tokenizer.encode(text[:COUNTED].data))[: max(2, tokens // len(texts))]
+            ids = _ids(model, text)[: max(2, tokens // len(texts))]
             for begin, _, end in forward.windows(len(ids), window, 0):
                 forward.final_states(model, forward.fed_ids(ids[begin : end + 1], model.tokenizer.start_id)[None])
-    return {name: total / max(count, 1) for name, (total, count) in sums.items()}
+    for name in names:
+        if name not in sums or len(sums[name][0]) != model.matrix(name).shape[1]:
+            raise BadValue(f"{name!r} is not the weight of a linear layer that reads vectors.", "Give metric=none.")
+    return {name: total / count for name, (total, count) in sums.items()}
 
 
 @contextmanager
@@ -308,6 +326,8 @@ def _listening(model: Model, names: Sequence[str]) -> Iterator[dict[str, tuple[T
 
     def hear(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if not inputs or not inputs[0].is_floating_point():
+                return  # a lookup by ids
             x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
             total, count = sums.get(name, (torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64), 0))
             sums[name] = (total + (x.T @ x).double().cpu(), count + len(x))

@@ -214,14 +214,13 @@ class Rule:
             )
         if not self.texts:
             return {name: self._without_text(len(model.matrix(name))) for name in names}
-        found = {}
-        if len(linear) < len(names):
-            ends = base.moments(model, self.texts, self.tokens)
-            found = {name: self._of_end(model, ends, name) for name in names if name in base.ENDS}
-        if linear:
-            squares = base.input_moments(model, linear, self.texts, self.tokens)
-            found |= {name: Weighing(None, _damped(squares[name], self.damping), self._key(model)) for name in linear}
-        return found
+        key = self._key(model)
+        metrics: dict[str, Tensor] = {}
+        if self.metric == "moments":
+            metrics = {name: self._metric(model, name) for name in names if name in base.ENDS}
+            squares = base.input_moments(model, linear, self.texts, self.tokens) if linear else {}
+            metrics |= {name: _damped(square, self.damping) for name, square in squares.items()}
+        return {name: Weighing(self._rows(model, name), metrics.get(name), key) for name in names}
 
     def _key(self, model: Model) -> str:
         hashes = [text.sha256 for text in self.texts]
@@ -232,22 +231,21 @@ class Rule:
     def _without_text(self, rows: int) -> Weighing:
         return Weighing() if self.weights == "none" else Weighing(base.zipf(rows), None, "zipf")
 
-    def _of_end(self, model: Model, ends: base.Moments, name: str) -> Weighing:
-        metric = self._metric(ends, name) if self.metric == "moments" else None
-        return Weighing(self._rows(ends, name), metric, self._key(model))
-
-    def _rows(self, ends: base.Moments, name: str) -> Tensor | None:
+    def _rows(self, model: Model, name: str) -> Tensor | None:
         if self.weights == "none":
             return None
+        V = len(model.matrix(name))
         if self.weights == "zipf":
-            return base.zipf(len(ends.counts))
-        counts, spread = base.smoothed(ends.counts, self.smoothing), base.smoothed(ends.rows, self.smoothing)
+            return base.zipf(V)
+        counts = base.smoothed(base.shares(model, self.texts, V), self.smoothing)
         if self.weights == "frequency" or name == "embed.in":
             return counts
+        spread = base.smoothed(base.moments(model, self.texts, self.tokens).rows, self.smoothing)
         return spread if name == "embed.out" else counts + spread
 
-    def _metric(self, ends: base.Moments, name: str) -> Tensor:
+    def _metric(self, model: Model, name: str) -> Tensor:
         """The metric of one end, or of both: each end counts alike, by its trace."""
+        ends = base.moments(model, self.texts, self.tokens)
         inner, outer = _damped(ends.gradients, self.damping), _damped(ends.states, self.damping)
         return inner if name == "embed.in" else outer if name == "embed.out" else inner + outer
 

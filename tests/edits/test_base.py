@@ -100,13 +100,13 @@ def test_counts_and_moments_equal_their_definition(tiny: Any) -> None:
     text = Text("letters", LETTERS.encode())
     found = base.moments(tiny, [text], 64)
     ids = torch.tensor(tiny.tokenizer.encode(text.data))
-    assert torch.allclose(found.counts, torch.bincount(ids, minlength=300).double() / len(ids))
+    counted = torch.bincount(ids, minlength=300).double()
+    assert torch.allclose(base.shares(tiny, [text], 300), counted / len(ids))
     gradients = base.clipped(forward.embedding_gradients(tiny, ids[:64], window=512).double())
     assert torch.allclose(found.gradients, gradients.T @ gradients / 64)
     logits = forward.logits(tiny, forward.fed_ids(ids[:64], tiny.tokenizer.start_id)[None])[0].double()
     p = logits.softmax(-1)
     assert torch.allclose(found.rows, (p * (1 - p)).mean(0), atol=1e-8)
-    assert found.counts.sum() == pytest.approx(1)
 
 
 def test_moments_read_from_the_cache_folder_are_the_same(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_moments_read_from_the_cache_folder_are_the_same(tiny: Any, monkeypatch:
     base._moments._kept.clear()
     monkeypatch.setattr(base, "_measured", lambda *_: pytest.fail("the cache was not read"))
     again = base.moments(tiny, [text], 32)
-    for name in ("counts", "gradients", "rows", "states"):
+    for name in ("gradients", "rows", "states"):
         assert torch.equal(getattr(first, name), getattr(again, name))
 
 
@@ -130,9 +130,10 @@ def test_a_damaged_cache_file_is_made_anew(tiny: Any) -> None:
 
 def test_each_text_counts_alike_whatever_its_length(tiny: Any) -> None:
     short, long = Text("short", LETTERS[:200].encode()), Text("long", OTHER.encode())
-    both = base.moments(tiny, [short, long], 32)
-    mean = (base.moments(tiny, [short], 16).counts + base.moments(tiny, [long], 16).counts) / 2
-    assert torch.allclose(both.counts, mean)
+    mean = (base.shares(tiny, [short], 300) + base.shares(tiny, [long], 300)) / 2
+    assert torch.allclose(base.shares(tiny, [short, long], 300), mean)
+    both = base.moments(tiny, [short, long], 32).states
+    assert torch.allclose(both, (base.moments(tiny, [short], 16).states + base.moments(tiny, [long], 16).states) / 2)
 
 
 def test_clipping_shortens_to_three_medians_and_keeps_directions() -> None:
@@ -160,6 +161,12 @@ def test_input_moments_equal_the_second_moments_of_what_a_layer_reads(tiny: Any)
     x = seen[0].double()
     assert torch.allclose(found, x.T @ x / len(x), atol=1e-5)
     assert not layer._forward_pre_hooks
+
+
+def test_a_matrix_that_reads_no_vectors_has_no_input_moments() -> None:
+    model = make_tiny("gpt2")
+    with pytest.raises(BadValue, match="'embed.positions' is not the weight of a linear layer"):
+        base.input_moments(model, ["embed.positions"], [Text("letters", LETTERS.encode())], 40)
 
 
 def test_the_calibration_text_is_refused_as_test_text() -> None:

@@ -179,6 +179,20 @@ def test_the_metric_lowers_the_error_of_what_a_layer_gives(tiny: Any) -> None:
     assert error(W, edited.matrix(WIDE), rows, metric) < error(W, plain.matrix(WIDE), rows, metric)
 
 
+def test_counting_tokens_needs_no_pass_of_the_model(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "moments", lambda *_: pytest.fail("the model was run"))
+    lowrank.apply(tiny, rank=6, weights="frequency", **READ)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox", "opt", "phi", "phi3"])
+def test_every_family_can_be_weighed_at_its_ends_and_layers(family: str) -> None:
+    model = make_tiny(family)
+    ends = lowrank.apply(model, rank=8, weights="fisher", metric="moments", **READ)
+    both = lowrank.apply(ends, where="blocks.*.mlp", rank=8, metric="moments", store="factors", **READ)
+    assert torch.isfinite(logits(both)).all()
+    assert both.changes[-1].kind == "factor"
+
+
 def test_a_sweep_over_ranks_factorizes_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"weights": "zipf", "metric": "moments", **READ}
     first = lowrank.apply(tiny, rank=6, **options)
