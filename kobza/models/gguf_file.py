@@ -159,9 +159,14 @@ def _dequantized(header: Header) -> Iterator[tuple[TensorInfo, np.ndarray]]:
 
 def _values(whole: np.ndarray, info: TensorInfo) -> np.ndarray:
     """Return a tensor's values as float32 in its own memory."""
+    # a damaged scale may be NaN or huge: the check of all weights says so, not a warning of numpy
+    with np.errstate(all="ignore"):
+        return _unpacked(whole[info.offset : info.offset + info.nbytes], info)
+
+
+def _unpacked(raw: np.ndarray, info: TensorInfo) -> np.ndarray:
     import gguf
 
-    raw = whole[info.offset : info.offset + info.nbytes]
     _, block, block_bytes = TYPES[info.type]
     kind = gguf.GGMLQuantizationType(info.type)
     if block == 1:
