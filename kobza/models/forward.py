@@ -72,7 +72,7 @@ def token_bits(
 def log_probabilities(
     model: Model, ids: Sequence[int] | Tensor, *, window: int = WINDOW, overlap: int = OVERLAP, chunk: int = CHUNK
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield log2-probabilities of all V tokens at every position of a text, a few positions at a time.
+    """Return an iterator over the log2-probabilities of all V tokens at every position, a few positions at a time.
 
     Arguments and the treatment of windows are those of `token_bits`; equal arguments yield equal slices in an
     equal order for any two models whose tokenizers both have, or both lack, a start token.
@@ -81,7 +81,12 @@ def log_probabilities(
         (positions, (t, V) float32): the rows for tokens ids[positions]. Each position comes once; positions without
         any context come first, as uniform rows.
     """
-    tokens = checked(model, ids, window, overlap, chunk)
+    return _log_probabilities(model, checked(model, ids, window, overlap, chunk), window, overlap, chunk)
+
+
+def _log_probabilities(
+    model: Model, tokens: Tensor, window: int, overlap: int, chunk: int
+) -> Iterator[tuple[slice, Tensor]]:
     for position in without_context(model, len(tokens), window, overlap):
         yield slice(position, position + 1), torch.full((1, model.vocabulary), -math.log2(model.vocabulary))
     chunks = logit_chunks(model, tokens, window, overlap, chunk)

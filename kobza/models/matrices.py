@@ -140,7 +140,7 @@ def read(module: Any, matrix: Matrix) -> Tensor:
     """Return a weight in the orientation outputs x inputs, float32; a view when it is stored so. Not to be written."""
     owner, _, leaf = matrix.parameter.rpartition(".")
     holder = module.get_submodule(owner)
-    if matrix.stored_as == "factors":
+    if isinstance(holder, Factored) and leaf == "weight":
         product: Tensor = holder.A.detach().float() @ holder.B.detach().float()
         return product
     tensor: Tensor = getattr(holder, leaf).detach()

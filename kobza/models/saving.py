@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kobza.core.errors import CheckFailed
+from kobza.core.errors import CheckFailed, Unsafe
 from kobza.core.files import atomic_directory
 from kobza.models import card, digests, record, replacing
 from kobza.models.factored import Factored, dense_like
@@ -80,8 +80,10 @@ def save(model: Model, path: str | Path, *, dense: bool = False) -> Saved:
 
     Raises:
         CannotWrite: the place cannot be written; nothing is left there.
+        Unsafe: the model runs code that came with it, and would do so wherever the folder is opened.
         CheckFailed: opened again the folder gives other weights or logits; nothing is left there.
     """
+    _refuse_foreign_code(model)
     written = densified(model) if dense else model
     tensors, factored = _tensors(written)
     target = Path(path)
@@ -106,6 +108,15 @@ def save(model: Model, path: str | Path, *, dense: bool = False) -> Saved:
         difference = check(written, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
     return Saved(target, written.stored_bytes, size, not factored, difference, statement)
+
+
+def _refuse_foreign_code(model: Model) -> None:
+    home = type(model.module).__module__.split(".")[0]
+    if home == "transformers_modules":
+        raise Unsafe(
+            f"{model.name!r} runs Python code that came with it; kobza does not pass such code on.",
+            "Save its matrices alone: kobza look MODEL extract.",
+        )
 
 
 def _statement(is_factored: bool, is_multiplied: bool) -> str:

@@ -251,6 +251,8 @@ def test_what_does_not_fit_is_refused_with_both_values() -> None:
     model = tiny(context=64)
     with pytest.raises(EmptyText):
         forward.token_bits(model, [])
+    with pytest.raises(EmptyText):
+        forward.log_probabilities(model, [], window=8, overlap=0)
     with pytest.raises(OutOfRange, match="65 tokens exceeds the 64"):
         forward.token_bits(model, [5], window=65, overlap=0)
     with pytest.raises(OutOfRange, match="5 .. 300 do not fit the 300"):

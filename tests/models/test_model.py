@@ -132,6 +132,17 @@ def test_two_parts_of_one_fused_matrix_can_be_replaced_together() -> None:
     assert all(float(edited.matrix(name).abs().max()) == 0 for name in new)
 
 
+def test_parts_of_a_factored_fused_matrix_can_be_replaced() -> None:
+    model = tiny("gpt2")
+    thin = model.replace({"blocks.0.attn.qkv": factors(model.matrix("blocks.0.attn.qkv"), 8)}, change=EDIT)
+    new = {f"blocks.0.attn.{key}": 0 * model.matrix(f"blocks.0.attn.{key}") for key in "qk"}
+    edited = thin.replace(new, change=EDIT)
+    assert all(float(edited.matrix(name).abs().max()) == 0 for name in new)
+    assert torch.equal(edited.matrix("blocks.0.attn.v"), thin.matrix("blocks.0.attn.v"))
+    with pytest.raises(WrongTensors, match="32 x 32"):
+        model.replace({"blocks.0.attn.q": torch.zeros(3, 32)}, change=EDIT)
+
+
 def test_edits_add_up_and_chain() -> None:
     model = tiny()
     first, second = Change("a"), Change("b", seed=3, facts={"kept": 0.5})

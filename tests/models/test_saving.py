@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kobza.core.errors import CannotWrite, CheckFailed, Corrupt, WrongTensors
+from kobza.core.errors import CannotWrite, CheckFailed, Corrupt, Unsafe, WrongTensors
 from kobza.models import record, replacing, saving
 from kobza.models.building import quiet
 from kobza.models.forward import logits
@@ -187,6 +187,13 @@ def test_factors_that_do_not_fit_are_refused() -> None:
 
 def test_no_record_is_no_record(tmp_path: Path) -> None:
     assert record.read(tmp_path) is None
+
+
+def test_code_that_came_with_a_model_is_not_passed_on(tmp_path: Path) -> None:
+    model = tiny()
+    model.module.__class__ = type("Foreign", (type(model.module),), {"__module__": "transformers_modules.x.y"})
+    with pytest.raises(Unsafe, match="does not pass such code on"):
+        model.save(tmp_path / "saved")
 
 
 @pytest.mark.real
