@@ -34,7 +34,7 @@ def measure(
         text: the text.
         limit: bytes taken from the beginning of the text [bytes, 0 ..]; 0 takes all. Packing runs token by token, so
             it is slow.
-        streams: streams coded in lockstep [count, 0 .. 256]; 0 takes one per 256 tokens, at most 16. Each begins
+        streams: streams coded in lockstep [count, 0 .. 256]; 0 takes one per 256 tokens, at most 32. Each begins
             without context, which costs size: with streams=1 and the text of one window the size is that of
             bits_per_byte.
         window: tokens the model sees at most [tokens, 1 ..]; never more than the model was trained for.

@@ -113,7 +113,7 @@ def test_streams_share_the_tokens_evenly() -> None:
     assert lm.parts(0, 1) == [range(0)]
 
 
-@pytest.mark.parametrize(("tokens", "streams"), [(0, 1), (100, 1), (1000, 4), (10**6, 16)])
+@pytest.mark.parametrize(("tokens", "streams"), [(0, 1), (100, 1), (1000, 4), (10**6, 32)])
 def test_streams_left_open_keep_a_context(tokens: int, streams: int) -> None:
     assert lm.natural_streams(tokens) == streams
 
