@@ -1,7 +1,7 @@
 """Greedy decoding: always the likeliest token.
 
-The same tokens as transformers' `generate(do_sample=False)`. Small models fall into repetition with it (Holtzman et
-al. 2019, arXiv:1904.09751).
+Source: the same tokens as transformers' `generate(do_sample=False)`. Small models fall into repetition with it
+(Holtzman et al. 2019, arXiv:1904.09751).
 """
 
 from __future__ import annotations
