@@ -109,18 +109,24 @@ class FileCursor(Cursor):
 
 
 def exactly(file: IO[bytes], n: int, what: str = "the file", at: int = 0) -> bytes:
-    """Read exactly `n` bytes or raise `Truncated`; a short read (a pipe) is continued."""
+    """Read exactly `n` bytes or raise `Truncated`."""
+    data = at_most(file, n)
+    if len(data) < n:
+        raise Truncated(f"{what} ends too early: {n} bytes are needed at offset {at}, {len(data)} are left.")
+    return data
+
+
+def at_most(file: IO[bytes], n: int) -> bytes:
+    """Read `n` bytes or, where the file ends, fewer; a short read (a pipe) is continued."""
     data = file.read(n)
-    if len(data) == n:
+    if len(data) == n or not data:
         return data
     parts = [data]
-    got = len(data)
-    while data and got < n:
-        data = file.read(n - got)
-        got += len(data)
+    while n := n - len(parts[-1]):
+        data = file.read(n)
+        if not data:
+            break
         parts.append(data)
-    if got < n:
-        raise Truncated(f"{what} ends too early: {n} bytes are needed at offset {at}, {got} are left.")
     return b"".join(parts)
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from kobza.codecs.container import coders, layout
 from kobza.codecs.container.errors import Corrupt, LimitExceeded
-from kobza.codecs.container.fields import FileCursor, exactly
+from kobza.codecs.container.fields import FileCursor, at_most, exactly
 from kobza.codecs.container.limits import Limits
 from kobza.codecs.native import crc32c
 from kobza.core.errors import KobzaError
@@ -44,7 +44,7 @@ class Reader:
 
     def __init__(self, file: IO[bytes], *, limits: Limits | None = None, supply: Mapping[str, Any] | None = None):
         self.file, self.limits, self.supply = file, limits or Limits(), dict(supply or {})
-        head = file.read(len(layout.MAGIC))
+        head = at_most(file, len(layout.MAGIC))
         layout.check_magic(head)
         self._cursor = FileCursor(file)
         self._cursor.at = len(head)
@@ -163,7 +163,7 @@ class Reader:
     def _check_end(self, seen: list[tuple[int, int]], digest: bytes) -> None:
         end = layout.write_end(seen)
         found = b"\xff" + exactly(self.file, len(end) - 1, "the index", self._cursor.at)
-        footer = self.file.read(layout.FOOTER_SIZE + 1)
+        footer = at_most(self.file, layout.FOOTER_SIZE + 1)
         wanted = layout.check_footer(found, footer[: layout.FOOTER_SIZE])
         if found != end:
             raise Corrupt("the index does not agree with the blocks.")

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import IO
 
 from kobza.codecs.container.coders import Coder, decoder
+from kobza.codecs.container.errors import NotReproducible
 from kobza.codecs.container.layout import Header, Listed, write_block, write_end, write_footer
 from kobza.codecs.native import crc32c
-from kobza.core.errors import KobzaError, OutOfRange
+from kobza.core.errors import OutOfRange
 
 
 class Writer:
@@ -26,7 +27,7 @@ class Writer:
 
     Raises:
         OutOfRange: block_log2 is outside what the format allows.
-        KobzaError: a block did not survive `verify`.
+        NotReproducible: a block did not survive `verify`.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Writer:
         decode = coder.decode or decoder(coder.name, coder.version, coder.parameters, {})
         if decode(payload, len(raw)) != raw:
             message = f"codec {coder.name!r} did not give block {len(self.blocks)} back; nothing was packed."
-            raise KobzaError(message, "Please report it, with the file if you can share it.")
+            raise NotReproducible(message, "Please report it, with the file if you can share it.")
 
 
 def pack(data: bytes, *coders: Coder, block_log2: int = 20, flags: int = 0, verify: bool = False) -> bytes:

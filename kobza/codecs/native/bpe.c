@@ -23,18 +23,41 @@ static void count_all(const uint8_t *data, size_t size, Counts *counts)
         counts->pairs[data[i - 1] << 8 | data[i]]++;
 }
 
-/* the most frequent pair; of equals the one with the smallest number */
-static int best_pair(const Counts *counts)
+/* log2 in 1/256, straight lines between the powers of two; of 0 as of 1 */
+static int32_t rough_log2(uint64_t n)
 {
-    int32_t most = 0;
-    for (int i = 0; i < 65536; i++)
-        most = counts->pairs[i] > most ? counts->pairs[i] : most;
-    if (!most)
-        return 0;
-    int at = 0;
-    while (counts->pairs[at] != most)
-        at++;
-    return at;
+    int32_t whole = 0;
+    while (n >> whole > 1)
+        whole++;
+    return n ? whole * 256 + (int32_t)((n << 8) >> whole) - 256 : 0;
+}
+
+/* The pair whose bytes stand together most beyond chance: the largest count * log2(count * size / (left * right)),
+ * of equals the one with the smallest number; -1 when no pair occurs `least` times and gains. */
+static int best_pair(const Counts *counts, size_t size, uint32_t least)
+{
+    int32_t log_size = rough_log2(size), log_bytes[256];
+    int used[256], n = 0, best = -1;
+    int64_t most = 0;
+    for (int byte = 0; byte < 256; byte++)
+        if (counts->bytes[byte]) {
+            log_bytes[byte] = rough_log2(counts->bytes[byte]);
+            used[n++] = byte;
+        }
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < n; k++) {
+            int pair = used[i] << 8 | used[k];
+            int32_t count = counts->pairs[pair];
+            if (count <= 0 || (uint32_t)count < least)
+                continue;
+            int32_t beyond = rough_log2((uint64_t)count) + log_size - log_bytes[used[i]] - log_bytes[used[k]];
+            int64_t gain = (int64_t)count * beyond;
+            if (gain > most) {
+                most = gain;
+                best = pair;
+            }
+        }
+    return best;
 }
 
 static int unused_byte(const Counts *counts)
@@ -117,8 +140,8 @@ int bpe_learn(const uint8_t *data, size_t size, int most, uint32_t least, uint8_
     memcpy(other, data, size);
     count_all(data, size, counts);
     for (*count = 0; *count < most; (*count)++) {
-        int pair = best_pair(counts), fresh = unused_byte(counts);
-        if (fresh < 0 || counts->pairs[pair] < (int64_t)least)
+        int pair = best_pair(counts, size, least), fresh = unused_byte(counts);
+        if (fresh < 0 || pair < 0)
             break;
         uint8_t *triple = pairs + 3 * *count;
         triple[0] = (uint8_t)(pair >> 8);

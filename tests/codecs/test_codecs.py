@@ -1,0 +1,184 @@
+"""What every codec must do: give any bytes back, refuse what is damaged, and stay within its limits."""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kobza.codecs import base
+from kobza.core import techniques
+from kobza.core.errors import BadValue, KobzaError, OutOfRange
+
+PLAIN = ["store", "zlib", "bz2", "lzma", "ulz", "bpez", "cm"]
+EXTRA = {"zstd": "zstandard", "brotli": "brotli", "lz4": "lz4.block"}
+RNG = random.Random(5)
+POEM = "Реве та стогне Дніпр широкий, сердитий вітер завива. ".encode() * 9
+SAMPLES = {
+    "nothing": b"",
+    "one byte": b"\0",
+    "all bytes": bytes(range(256)) * 5,
+    "noise": RNG.randbytes(3000),
+    "zeros": bytes(5000),
+    "poem": POEM,
+    "invalid UTF-8, CRLF, control tokens": b"\xff\xfe\r\n<|endoftext|><s>\0\x1b[31m" * 40,
+}
+
+repeats = st.lists(st.sampled_from([b"ab", b"the ", b"\0" * 17, b"\xff", b"\r\n"]), max_size=60).map(b"".join)
+anything = st.one_of(st.binary(max_size=600), repeats)
+
+
+@pytest.fixture(params=[*PLAIN, *EXTRA])
+def codec(request):
+    if request.param in EXTRA:
+        pytest.importorskip(EXTRA[request.param], reason="optional package: pip install 'kobza[codecs]'")
+    return techniques.load("codecs", request.param)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_sample_comes_back(codec, name):
+    assert codec.decompress(codec.compress(SAMPLES[name])) == SAMPLES[name]
+
+
+@settings(max_examples=25)
+@given(data=anything)
+@pytest.mark.parametrize("name", PLAIN)
+def test_any_bytes_come_back(name, data):
+    codec = techniques.load("codecs", name)
+    assert codec.decompress(codec.compress(data)) == data
+
+
+def test_equal_inputs_give_equal_files(codec):
+    assert codec.compress(POEM) == codec.compress(POEM)
+
+
+def test_no_file_is_much_longer_than_its_content(codec):
+    noise = SAMPLES["noise"]
+    assert len(codec.compress(noise)) <= len(noise) + 110
+
+
+def test_a_file_cut_anywhere_is_refused(codec):
+    blob = codec.compress(POEM)
+    for end in range(len(blob)):
+        with pytest.raises(base.Corrupt):
+            codec.decompress(blob[:end])
+
+
+def test_a_file_with_something_behind_it_is_refused(codec):
+    with pytest.raises(base.Corrupt, match="behind the footer"):
+        codec.decompress(codec.compress(POEM) + b"\0")
+
+
+def test_a_damaged_file_never_gives_wrong_bytes(codec):
+    blob = codec.compress(POEM)
+    rng = random.Random(11)
+    for _ in range(400):
+        damaged = bytearray(blob)
+        for _ in range(rng.randint(1, 3)):
+            damaged[rng.randrange(len(blob))] = rng.randrange(256)
+        try:
+            assert codec.decompress(bytes(damaged)) == POEM
+        except KobzaError:
+            continue
+
+
+def test_a_changed_digest_in_the_footer_is_refused(codec):
+    blob = bytearray(codec.compress(POEM))
+    blob[-20] ^= 1
+    with pytest.raises(base.Corrupt, match="the index is damaged"):
+        codec.decompress(bytes(blob))
+
+
+def test_a_block_decoder_never_gives_more_than_it_is_asked_for(codec):
+    made = codec.coder()
+    payload = made.encode(bytes(4000))
+    decode = base.decoder(made.name, 1, made.parameters, {})
+    for size in (0, 1, 3999):
+        try:
+            assert len(decode(payload, size)) <= size + 1
+        except (ValueError, KobzaError, EOFError):
+            continue
+
+
+def test_the_memory_needed_is_told_before_it_is_taken(codec):
+    made = codec.coder()
+    needed = base.memory(made.name, 1 << 20, made.parameters)
+    assert 1 << 20 <= needed <= 200 << 20
+    if made.name != "store":
+        with pytest.raises(base.LimitExceeded, match=f"{made.name}.*memory"):
+            base.unpack(codec.compress(POEM), limits=base.Limits(memory=10))
+
+
+def test_a_bomb_is_refused_at_the_default_limits():
+    from kobza.codecs import bz2
+
+    coder = bz2.coder()
+    zeros = base.pack(bytes(96 << 20), coder, block_log2=24)
+    assert len(zeros) < 2000
+    with pytest.raises(base.LimitExceeded, match="1000 to 1"):
+        base.unpack(zeros)
+
+
+@pytest.mark.parametrize("name", ["zlib", "bz2", "lzma", "bpez", "ulz"])
+def test_levels_out_of_range_are_refused_with_both_ends(name):
+    option = {"merges": 256} if name == "bpez" else {"level": 10}
+    with pytest.raises(OutOfRange, match=r"(256|10).*0|1"):
+        techniques.load("codecs", name).compress(b"", **option)
+
+
+def test_every_level_gives_the_bytes_back():
+    from kobza.codecs import ulz
+
+    sizes = [len(ulz.compress(POEM * 3, level=level)) for level in range(1, 10)]
+    assert all(ulz.decompress(ulz.compress(POEM * 3, level=level)) == POEM * 3 for level in range(1, 10))
+    assert sizes[8] <= sizes[0]
+
+
+@pytest.mark.parametrize("second", ["store", "bz2", "lzma", "ulz", "cm"])
+@pytest.mark.parametrize("is_global", [False, True])
+def test_merges_may_stand_before_any_codec(second, is_global):
+    from kobza.codecs import bpez
+
+    data = POEM + bytes(range(256)) * 3 + POEM
+    blob = bpez.compress(data, second=second, is_global=is_global, block_log2=10)
+    assert bpez.decompress(blob) == data
+
+
+def test_an_unknown_second_stage_names_the_nearest():
+    from kobza.codecs import bpez
+
+    with pytest.raises(BadValue, match=r"'zlob'.*'zlib'"):
+        bpez.compress(b"", second="zlob")
+
+
+def _prototype(text: bytes, pairs: list[bytes]) -> bytes:
+    """Write as the prototype does: each merge first, then its three bytes in front."""
+    size = len(text)
+    for pair in pairs:
+        text = pair + text.replace(pair[:2], pair[2:])
+    packed = zlib.compress(struct.pack(">IB", size, len(pairs)) + text, 9)
+    return struct.pack(">I", len(packed)) + packed
+
+
+def test_a_file_of_the_prototype_is_read():
+    from kobza.codecs import bpez
+
+    text = b"the cat and the other cat, and the hat"
+    blob = _prototype(text, [b"th\0", b"\0e\1", b"at\2"]) + _prototype(b"again", [])
+    assert bpez.read_prototype(blob) == text + b"again"
+
+
+def test_a_damaged_file_of_the_prototype_is_refused():
+    from kobza.codecs import bpez
+
+    blob = _prototype(POEM, [b"\xd0\xb0\1", b"\xd1\x80\2"])
+    for end in range(1, len(blob)):
+        with pytest.raises(base.Corrupt):
+            bpez.read_prototype(blob[:end])
+    for at in range(4, len(blob)):
+        with pytest.raises(base.Corrupt):
+            bpez.read_prototype(blob[:at] + bytes((blob[at] ^ 4,)) + blob[at + 1 :])
