@@ -1,6 +1,7 @@
 """Gaussian noise on the weights, in units of their own spread: how much precision does a matrix need?
 
-Source: the embeddings' standard robustness control; the closed form of its error is |W' - W| = s std(W) sqrt(M N).
+Source: An (1996), Neural Computation 8(3), 643-674 (noise on weights). Closed form of the error:
+|W' - W| = s std(W) sqrt(M N).
 """
 
 from __future__ import annotations

@@ -100,6 +100,9 @@ def read(model: Model, text: Text, step: Step, original: Model | None = None) ->
 
     Returns:
         The reading under the name `label(step)`; None where the measure compares and `original` is None.
+
+    Raises:
+        NotComparable: an edit of the model was calibrated on the text, or on a part of it.
     """
     verb = techniques.verb("measures", step.name)
     given = check(verb, step.options, what=f"measure {step.name!r}")
@@ -108,6 +111,11 @@ def read(model: Model, text: Text, step: Step, original: Model | None = None) ->
             return None
         given["original"] = original
     reading: Reading = verb(model, text, **given)
+    if "text" in reading.record and model.changes:
+        from kobza.edits.base import refuse_calibration
+
+        size = reading.record["text"]["bytes"]  # what was read of it: measures cut a text to their limit
+        refuse_calibration(model.changes, text[:size] if size < len(text) else text)
     return replace(reading, name=label(step))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kobza.core.errors import BadValue, NothingMatched, OutOfRange
+from kobza.core.errors import BadValue, NotComparable, NothingMatched, OutOfRange
 from kobza.edits import base, lowrank
 from kobza.models import forward
 from kobza.models.model import Factors
@@ -239,6 +239,16 @@ def test_factors_read_back_are_the_stored_ones(tiny: Any) -> None:
     A, B = lowrank.directions(tiny, "embed", lowrank.Weighing()).factors(tiny.matrix("embed"), 6)
     assert torch.equal(edited.matrix("embed"), Factors(A, B).dense())
     assert edited.matrices["embed.in"].rank == 6
+
+
+def test_a_recipe_that_measures_on_its_calibration_text_is_refused() -> None:
+    from kobza.recipes import running
+    from kobza.recipes.recipe import Recipe, chain
+
+    steps = chain("lowrank:rank=8,weights=frequency,calibration=topics[1000:3000]")
+    with pytest.raises(NotComparable, match="calibrated on 'topics\\[1000:3000\\]', which holds 48% of the test text"):
+        running.run(Recipe(open="tiny", steps=steps, text=("topics[:2000]",)))
+    assert running.run(Recipe(open="tiny", steps=steps, text=("topics[3000:4000]",))).readings
 
 
 @pytest.mark.real
