@@ -43,7 +43,7 @@ def table(
             one matrix, whatever the pattern.
         center: measure with the mean row taken off, as it is, or both ways.
         random: measure a random matrix of equal shape and standard deviation too.
-        seed: of the random matrix.
+        seed: of the random matrix [integer, 0 ..].
 
     Returns:
         One row per matrix and way: largest, median and smallest singular value; rank 50 % ... 99 % (directions that

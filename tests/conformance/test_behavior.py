@@ -33,8 +33,9 @@ every_technique = pytest.mark.parametrize(("room", "name"), EVERY, ids=[f"{r}/{n
 
 def chosen(room: str, name: str, **forced: Any) -> dict[str, Any]:
     """Return small options for a technique: only those it has."""
-    known = {option.name for option in options(techniques.verb(room, name))}
-    return {key: value for key, value in {**SMALL, **forced}.items() if key in known}
+    kinds = {option.name: option.kinds for option in options(techniques.verb(room, name))}
+    fits = {key: value for key, value in SMALL.items() if {type(value).__name__, "float"} & set(kinds.get(key, ()))}
+    return fits | forced
 
 
 def digest(model: Any) -> str:
