@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ HELP = """An instrument for language models: open one, look inside, change it, l
 """
 
 
-def build() -> typer.Typer:
+def build() -> Any:
     """Return the command line as a click command; nothing heavy is imported for it."""
     app = typer.Typer(
         name="kobza",

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -64,7 +64,7 @@ def help_on(
     if not rooms:
         from kobza.cli.app import build
 
-        commands: Any = getattr(build(), "commands", {})
+        commands = build().commands
         if name in commands:
             build().main(args=[name, "--help"], prog_name="kobza", standalone_mode=False)
             return

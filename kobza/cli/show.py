@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,8 +179,18 @@ def _table_text(found: Any, suffix: str) -> str:
     return table._csv() if suffix == ".csv" else table._jsonl()
 
 
+def as_text(found: Any) -> str:
+    """Return what a person reads: a result whose table holds all its readings is shown without listing them again."""
+    from kobza.core.result import Result
+    from kobza.recipes.running import COMPARISON
+
+    if isinstance(found, Result) and found.tables and found.tables[0].title == COMPARISON:
+        found = replace(found, readings=[])
+    return printable(str(found))
+
+
 _TEXT: dict[str, Callable[[Any], str]] = {
-    "text": lambda found: printable(str(found)),
+    "text": as_text,
     "json": as_json_text,
     "jsonl": lambda found: _table_text(found, ".jsonl"),
     "csv": lambda found: _table_text(found, ".csv"),

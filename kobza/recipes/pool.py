@@ -41,7 +41,8 @@ class Worker:
     busy: Any = None
     began: float = 0.0
     is_open: bool = False
-    tail: list[Any] = field(default_factory=list)  # points it will take next, so that they share factorisations
+    tail: list[Any] = field(default_factory=list)  # points it will take next, so that they share factorizations
+    listener: threading.Thread | None = None
 
     def ask(self, do: str, busy: Any, **request: Any) -> None:
         """Send a request; a dead process is noticed by the pool, not here."""
@@ -98,7 +99,8 @@ class Pool:
         )
         worker = Worker(process, errors)
         self.workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True)
+        worker.listener.start()
         return worker
 
     def dismiss(self, worker: Worker) -> None:
@@ -106,9 +108,11 @@ class Pool:
         self.workers.remove(worker)
         worker.process.kill()
         worker.process.wait()
+        if worker.listener is not None:  # it ends with the pipe, which the dead process no longer holds open
+            worker.listener.join()
         for stream in (worker.process.stdin, worker.process.stdout, worker.errors):
             with contextlib.suppress(OSError, ValueError):
-                if stream is not None and stream is not worker.process.stdout:
+                if stream is not None:
                     stream.close()
 
     def hear(self, seconds: float = 0.5) -> tuple[Worker, dict[str, Any]] | None:
@@ -117,7 +121,9 @@ class Pool:
         A dead worker answers {"dead": reason}; a worker over its time is killed and answers {"late": reason}.
         """
         for worker in self.workers:
-            if self.seconds and worker.busy is not None and time.monotonic() - worker.began > self.seconds:
+            # opening is not limited: it depends on the disk and on what was converted before
+            is_at_work = worker.is_open and worker.busy is not None
+            if self.seconds and is_at_work and time.monotonic() - worker.began > self.seconds:
                 return worker, {"late": f"took longer than {self.seconds:g} s"}
         try:
             worker, said = self._heard.get(timeout=seconds)
