@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = "kobza.result/1"
 DRAWS, LEVEL = 2000, 0.95
 # parts of a record in which two comparable figures may differ
-FREE = ("model", "versions", "machine", "facts")
+FREE = ("model", "versions", "machine", "sample")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Reading:
         low, high: the interval, or None when there is none.
         spread: how the interval was taken.
         record: under what conditions. Keys "text" and "how" must be equal for two readings to be comparable;
-            "model", "versions", "machine" and "facts" (what was found besides the value) may differ.
+            "model", "versions", "machine" and "sample" (the text that was written) may differ.
         note: one remark.
         parts: (numerator, denominator) of each chunk of the text, or None.
     """

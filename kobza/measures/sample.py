@@ -1,7 +1,7 @@
 """Sample: what the model writes, and how much it repeats itself.
 
 A figure cannot say that a text has become nonsense; a reader can. So the text itself is in the reading's record, under
-"facts", and `texts` puts several models side by side for one prompt and seed.
+"sample", and `texts` puts several models side by side for one prompt and seed.
 
 Source: the counts are of tokens: the share of repeated n-grams (1 - distinct-n; Li et al. 2016, arXiv:1510.03055) and
 the longest loop, the typical ways in which greedy text degenerates (Holtzman et al. 2019, arXiv:1904.09751).
@@ -53,7 +53,7 @@ def measure(
 
     Returns:
         A Reading whose value is the share of runs of 4 tokens that were there before, 0 (never) to nearly 1 (a loop).
-        `record["facts"]` holds the prompt, the text, its tokens with their log2-probabilities, distinct-1, distinct-2,
+        `record["sample"]` holds the prompt, the text, its tokens with their log2-probabilities, distinct-1, distinct-2,
         and the longest loop in tokens.
 
     Raises:
@@ -70,9 +70,9 @@ def measure(
         )
     )
     how = {"prompt": asked, "chat": is_chat, "tokens": tokens, "temperature": temperature, "top_k": top_k}
-    found = facts(model, made)
+    found = {"prompt": asked, **facts(model, made)}
     note = f"longest loop {found['longest_loop']} of {len(found['ids'])} tokens; {_short(found['text'])}"
-    taken = record(model, None, **how, top_p=top_p, seed=seed) | {"facts": found}
+    taken = record(model, None, **how, top_p=top_p, seed=seed) | {"sample": found}
     return Reading("sample", repeated(found["ids"], GRAM), "repeated share", record=taken, note=note)
 
 
@@ -133,7 +133,7 @@ def texts(models: Iterable[Model], text: Given, **options: Any) -> Table:
     rows, figures = [], []
     for model in progress(list(models), "writing"):
         reading = measure(model, text, **options)
-        found = reading.record["facts"]
+        found = reading.record["sample"]
         bits = [-b for b in found["log2_probabilities"]]
         changes = " | ".join(map(str, model.changes))
         rows.append(
@@ -143,7 +143,7 @@ def texts(models: Iterable[Model], text: Given, **options: Any) -> Table:
                 "repeated": reading.value,
                 "longest_loop": found["longest_loop"],
                 "bits": sum(bits) / max(1, len(bits)),
-                "prompt": reading.record["how"]["prompt"],
+                "prompt": found["prompt"],
                 "text": found["text"],
             }
         )

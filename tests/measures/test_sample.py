@@ -13,14 +13,16 @@ from kobza.models.tiny import tiny as make_tiny
 
 
 def test_greedy_text_is_that_of_transformers(tiny: Any) -> None:
-    found = sample.measure(tiny, b"unused", prompt="The kobza", tokens=20).record["facts"]
+    found = sample.measure(tiny, b"unused", prompt="The kobza", tokens=20).record["sample"]
     ids = torch.tensor([tiny.tokenizer.encode("The kobza", start=True)])
     expected = tiny.module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
     assert found["ids"] == expected[0, ids.shape[1] :].tolist()[: len(found["ids"])]
 
 
 def test_equal_seeds_write_equal_texts_and_unequal_ones_differ(tiny: Any) -> None:
-    a, b, c = (sample.measure(tiny, "topics", temperature=1.0, seed=seed).record["facts"]["text"] for seed in (1, 1, 2))
+    a, b, c = (
+        sample.measure(tiny, "topics", temperature=1.0, seed=seed).record["sample"]["text"] for seed in (1, 1, 2)
+    )
     assert a == b != c
 
 
@@ -76,4 +78,4 @@ def test_the_note_prints_control_characters_escaped(tiny: Any) -> None:
 def test_smollm2_answers_in_its_chat_template(smollm2: Any) -> None:
     reading = sample.measure(smollm2, "topics", prompt="What is the capital of France?", tokens=12)
     assert reading.record["how"]["chat"] is True
-    assert "Paris" in reading.record["facts"]["text"]
+    assert "Paris" in reading.record["sample"]["text"]
