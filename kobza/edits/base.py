@@ -96,10 +96,19 @@ def edited(
     Facts of the Change: `relative_error` |W' - W| / |W| over all edited matrices together (Frobenius, float64),
     `energy_kept` |W'|^2 / |W|^2, `stored_bytes` of the whole model and `stored_bytes_before`; under `matrices` the
     same for each, with the bytes of that matrix alone.
+
+    Raises:
+        BadValue: factors for a part of a fused matrix, which is stored whole.
     """
-    kind: Literal["factor", "values"] = (
-        "factor" if any(isinstance(value, Factors) for value in tensors.values()) else "values"
-    )
+    factored = [name for name, value in tensors.items() if isinstance(value, Factors)]
+    for name in factored:
+        if name in model.parts:
+            whole = model.parts[name].whole
+            raise BadValue(
+                f"{name!r} is a part of {whole!r} and cannot be stored as two factors.",
+                f"Give where={whole}, or store=dense.",
+            )
+    kind: Literal["factor", "values"] = "factor" if factored else "values"
     each = {name: _facts(model, name, value) for name, value in tensors.items()}
     squares = [sum(one[key] ** 2 for one in each.values()) for key in ("error", "norm", "norm_after")]
     found: dict[str, Any] = {
@@ -312,7 +321,9 @@ def input_moments(model: Model, names: Sequence[str], texts: Sequence[Text], tok
         for text in texts:
             ids = _ids(model, text)[: max(2, tokens // len(texts))]
             for begin, _, end in forward.windows(len(ids), window, 0):
-                forward.final_states(model, forward.fed_ids(ids[begin : end + 1], model.tokenizer.start_id)[None])
+                fed = forward.fed_ids(ids[begin : end + 1], model.tokenizer.start_id)
+                if len(fed):
+                    forward.final_states(model, fed[None])
     for name in names:
         if name not in sums or len(sums[name][0]) != model.matrix(name).shape[1]:
             raise BadValue(f"{name!r} is not the weight of a linear layer that reads vectors.", "Give metric=none.")

@@ -82,6 +82,16 @@ def test_one_end_of_a_tied_model_costs_a_second_table(tiny: Any) -> None:
     assert facts["stored_bytes"] - facts["stored_bytes_before"] == 300 * 32 * 4
 
 
+def test_a_part_of_a_fused_matrix_is_edited_densely_or_refused() -> None:
+    model = make_tiny("gpt2")
+    q = model.matrix("blocks.0.attn.q")
+    edited = base.edited(model, "test", {}, {"blocks.0.attn.q": q * 2})
+    assert torch.equal(edited.matrix("blocks.0.attn.q"), q * 2)
+    assert torch.equal(edited.matrix("blocks.0.attn.k"), model.matrix("blocks.0.attn.k"))
+    with pytest.raises(BadValue, match="'blocks.0.attn.q' is a part of 'blocks.0.attn.qkv' and cannot be stored"):
+        base.edited(model, "test", {}, {"blocks.0.attn.q": Factors(q[:, :4], torch.eye(32)[:4])})
+
+
 def test_memory_makes_each_result_once_and_forgets_the_oldest() -> None:
     memory, made = base.Memory(2), []
     for key in ("a", "b", "a", "c", "b"):
