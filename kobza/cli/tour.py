@@ -46,6 +46,10 @@ def write(out: str | Path = "tour.html", *, model: str = "smollm2", quick: bool 
     Raises:
         KobzaError: the model cannot be opened, a point of the sweep failed, or the page cannot be written.
     """
+    return write_atomic(out, _made(model, quick=quick))
+
+
+def _made(model: str, *, quick: bool) -> str:
     from kobza.models import opening
 
     with task("tour", 9) as work:
@@ -63,8 +67,7 @@ def write(out: str | Path = "tour.html", *, model: str = "smollm2", quick: bool 
         result = swept(opened, model, quick=quick)
         work.step(note="sweep")
         chapters += [*changed(opened, result, model), spoken(opened, samples, result), summed_up(opened, result)]
-        page = tour_page(*_front(opened, result), chapters)
-    return write_atomic(out, page)
+    return tour_page(*_front(opened, result), chapters)
 
 
 def voices(model: Model) -> list[tuple[str, str, str]]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from kobza.cli.tour_page import Chapter, folded, side_by_side
 from kobza.core import techniques
-from kobza.core.errors import UnknownName
 from kobza.core.figure import Figure
 from kobza.core.table import Table
 from kobza.core.texts import text
@@ -118,16 +117,26 @@ def neighbors(model: Model, spec: str) -> Chapter:
 
 def clumps(model: Model, spec: str) -> Chapter:
     """Return the groups of nearly identical rows, and what they are."""
-    try:
-        table = view(model, "correlation")
-    except UnknownName:
-        table = view(model, "sizes")
+    table = view(model, "correlation")
+    together = [row for row in table if row["what"] != "in no clump"]
     claim = (
-        "Some rows are nearly the same vector. Such tokens were hardly ever seen in training and never moved apart: "
-        "the correlation of rows finds them, their length does not."
+        f"{sum(row['size'] for row in together)} of {model.vocabulary:,} rows lie in {len(together)} clumps of nearly "
+        "identical vectors: tokens that training hardly ever saw and never moved apart."
     )
-    blocks = [*table.figures, _without_figures(table).head(30)]
+    if together:
+        norm = together[0]["mean norm"]
+        shorter = float((model_norms(model) < norm).double().mean())
+        claim += (
+            f" Length alone would not find them: the vectors of the largest clump have norm {norm:.2f}, and "
+            f"{shorter:.0%} of all rows are shorter."
+        )
+    blocks = [_without_figures(table).head(30), *table.figures]
     return Chapter("clumps", "Tokens that were never trained", claim, blocks, f"kobza look {spec} correlation")
+
+
+def model_norms(model: Model) -> Any:
+    """Return the norm of every row of the input table, (V,) float64."""
+    return model.matrix("embed.in").double().norm(dim=1)
 
 
 def _piece(piece: Any, cost: float) -> dict[str, Any]:
