@@ -1,4 +1,4 @@
-"""No compression: the bytes as they are, in blocks that carry their checksums."""
+"""No compression: the bytes as they are, in blocks that carry their checksums. Source: the container's own format."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
-import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 
 from kobza.codecs import base
 from kobza.core import techniques
-from kobza.core.errors import BadValue, KobzaError, OutOfRange
+from kobza.core.errors import KobzaError, OutOfRange
 
 PLAIN = ["store", "zlib", "bz2", "lzma", "ulz", "bpez", "cm"]
 EXTRA = {"zstd": "zstandard", "brotli": "brotli", "lz4": "lz4.block"}
@@ -128,57 +126,3 @@ def test_levels_out_of_range_are_refused_with_both_ends(name):
     option = {"merges": 256} if name == "bpez" else {"level": 10}
     with pytest.raises(OutOfRange, match=r"(256|10).*0|1"):
         techniques.load("codecs", name).compress(b"", **option)
-
-
-def test_every_level_gives_the_bytes_back():
-    from kobza.codecs import ulz
-
-    sizes = [len(ulz.compress(POEM * 3, level=level)) for level in range(1, 10)]
-    assert all(ulz.decompress(ulz.compress(POEM * 3, level=level)) == POEM * 3 for level in range(1, 10))
-    assert sizes[8] <= sizes[0]
-
-
-@pytest.mark.parametrize("second", ["store", "bz2", "lzma", "ulz", "cm"])
-@pytest.mark.parametrize("is_global", [False, True])
-def test_merges_may_stand_before_any_codec(second, is_global):
-    from kobza.codecs import bpez
-
-    data = POEM + bytes(range(256)) * 3 + POEM
-    blob = bpez.compress(data, second=second, is_global=is_global, block_log2=10)
-    assert bpez.decompress(blob) == data
-
-
-def test_an_unknown_second_stage_names_the_nearest():
-    from kobza.codecs import bpez
-
-    with pytest.raises(BadValue, match=r"'zlob'.*'zlib'"):
-        bpez.compress(b"", second="zlob")
-
-
-def _prototype(text: bytes, pairs: list[bytes]) -> bytes:
-    """Write as the prototype does: each merge first, then its three bytes in front."""
-    size = len(text)
-    for pair in pairs:
-        text = pair + text.replace(pair[:2], pair[2:])
-    packed = zlib.compress(struct.pack(">IB", size, len(pairs)) + text, 9)
-    return struct.pack(">I", len(packed)) + packed
-
-
-def test_a_file_of_the_prototype_is_read():
-    from kobza.codecs import bpez
-
-    text = b"the cat and the other cat, and the hat"
-    blob = _prototype(text, [b"th\0", b"\0e\1", b"at\2"]) + _prototype(b"again", [])
-    assert bpez.read_prototype(blob) == text + b"again"
-
-
-def test_a_damaged_file_of_the_prototype_is_refused():
-    from kobza.codecs import bpez
-
-    blob = _prototype(POEM, [b"\xd0\xb0\1", b"\xd1\x80\2"])
-    for end in range(1, len(blob)):
-        with pytest.raises(base.Corrupt):
-            bpez.read_prototype(blob[:end])
-    for at in range(4, len(blob)):
-        with pytest.raises(base.Corrupt):
-            bpez.read_prototype(blob[:at] + bytes((blob[at] ^ 4,)) + blob[at + 1 :])
