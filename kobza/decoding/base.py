@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kobza.core.errors import BadValue, EmptyText, NotFinite, OutOfRange
+from kobza.core.errors import BadValue, NotFinite, OutOfRange
 from kobza.models.model import Model
+from kobza.models.prompts import Prompt, end_ids, prompt_ids
 from kobza.models.stepping import Stepper
 
-Prompt = str | bytes | Sequence[Mapping[str, Any]]
 Choose = Callable[[Tensor], int]  # logits (V,) float32 on the CPU -> id
 Reason = Literal["length", "end", "stop"]
 
@@ -156,30 +156,6 @@ def run(
             f"Ask for {room} tokens at most." if room > 0 else "Shorten the prompt.",
         )
     return Generation(model, ids, _steps(model, ids, choose, tokens), stop)
-
-
-def prompt_ids(model: Model, prompt: Prompt, *, chat: bool = False) -> list[int]:
-    """Return the tokens that stand for a prompt.
-
-    A plain text gets the start token where the model is used with one; an empty text is the start token alone.
-    """
-    tokenizer = model.tokenizer
-    if not isinstance(prompt, str | bytes):
-        return tokenizer.chat(list(prompt))
-    if chat:
-        content = prompt if isinstance(prompt, str) else prompt.decode("utf-8", errors="replace")
-        return tokenizer.chat([{"role": "user", "content": content}])
-    ids = tokenizer.encode(prompt, start=tokenizer.marks.adds_start or not prompt)
-    if not ids:
-        raise EmptyText(f"the prompt is empty, and '{model.name}' has no start token to begin with.", "Give a prompt.")
-    return ids
-
-
-def end_ids(model: Model) -> set[int]:
-    """Return the tokens that end a text, by the tokenizer and by the model's own configuration."""
-    generation = getattr(model.module, "generation_config", None)
-    named = [model.tokenizer.end_id, model.config.eos_token_id, getattr(generation, "eos_token_id", None)]
-    return {i for ids in named for i in (ids if isinstance(ids, list | tuple) else [ids]) if i is not None}
 
 
 def _steps(model: Model, ids: list[int], choose: Choose, tokens: int) -> Iterator[Step | Reason]:

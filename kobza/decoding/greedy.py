@@ -6,8 +6,9 @@ Source: the same tokens as transformers' `generate(do_sample=False)`. Small mode
 
 from __future__ import annotations
 
-from kobza.decoding.base import Generation, Prompt, run
+from kobza.decoding.base import Generation, run
 from kobza.models.model import Model
+from kobza.models.prompts import Prompt
 
 
 def generate(

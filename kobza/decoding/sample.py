@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kobza.core.errors import OutOfRange
 from kobza.decoding import base
-from kobza.decoding.base import Generation, Prompt, run
+from kobza.decoding.base import Generation, run
 from kobza.models.model import Model
+from kobza.models.prompts import Prompt
 
 
 def generate(

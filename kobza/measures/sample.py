@@ -19,6 +19,7 @@ from kobza.core.table import Table
 from kobza.core.texts import text as open_text
 from kobza.measures.base import Given, record
 from kobza.models.model import Model
+from kobza.models.prompts import end_ids, prompt_ids
 from kobza.models.stepping import generate
 
 GRAM = 4  # a repeated run of 4 tokens is seldom chance
@@ -63,10 +64,10 @@ def measure(
     """
     asked = prompt or open_text(text, limit=lead).string
     is_chat = chat if chat is not None else bool(prompt) and model.tokenizer.chat_template is not None
-    ids = _ids(model, asked, is_chat)
+    ids = prompt_ids(model, asked, chat=is_chat)
     made = list(
         generate(
-            model, ids, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=_ends(model)
+            model, ids, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=end_ids(model)
         )
     )
     how = {"prompt": asked, "chat": is_chat, "tokens": tokens, "temperature": temperature, "top_k": top_k}
@@ -78,7 +79,7 @@ def measure(
 
 def facts(model: Model, made: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return text and repetition counts of generated (id, log2-probability) pairs."""
-    ends = _ends(model)
+    ends = end_ids(model)
     kept = [(token, bits) for token, bits in made if token not in ends]
     ids = [token for token, _ in kept]
     return {
@@ -169,17 +170,6 @@ def _pieces(model: Model, ids: Sequence[int]) -> list[str]:
     """Return what each token adds to the text: characters cut by tokens go to the token that completes them."""
     whole = [model.tokenizer.text(ids[: n + 1]).rstrip("\ufffd") for n in range(len(ids))]
     return [after[len(before) :] for before, after in zip(["", *whole], whole, strict=False)]
-
-
-def _ids(model: Model, prompt: str, is_chat: bool) -> list[int]:
-    if is_chat:
-        return model.tokenizer.chat([{"role": "user", "content": prompt}])
-    return model.tokenizer.encode(prompt, start=model.tokenizer.marks.adds_start)
-
-
-def _ends(model: Model) -> set[int]:
-    named = [model.tokenizer.end_id, model.config.eos_token_id]
-    return {i for ids in named for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
 
 
 def _short(text: str, length: int = 60) -> str:

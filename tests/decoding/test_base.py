@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kobza.core.errors import BadValue, EmptyText, NotFinite, OutOfRange
 from kobza.decoding import base, greedy
 from kobza.decoding.base import Generation, Reason, Step
+from kobza.models.prompts import prompt_ids
 from kobza.models.tiny import tiny as make_tiny
 
 TINY = make_tiny()
@@ -113,13 +114,13 @@ def test_control_tokens_add_nothing_to_the_text(tiny: Any) -> None:
 
 
 def test_a_plain_prompt_begins_with_the_start_token_where_the_model_uses_one(tiny: Any) -> None:
-    assert base.prompt_ids(tiny, "the") == tiny.tokenizer.encode("the", start=True)
+    assert prompt_ids(tiny, "the") == tiny.tokenizer.encode("the", start=True)
     mark(tiny, adds_start=False)
-    assert base.prompt_ids(tiny, "the") == tiny.tokenizer.encode("the")
+    assert prompt_ids(tiny, "the") == tiny.tokenizer.encode("the")
 
 
 def test_an_empty_prompt_is_the_start_token_alone(tiny: Any) -> None:
-    assert base.prompt_ids(tiny, "") == [tiny.tokenizer.start_id]
+    assert prompt_ids(tiny, "") == [tiny.tokenizer.start_id]
     mark(tiny, start_id=None)
     with pytest.raises(EmptyText, match="has no start token"):
         greedy.generate(tiny, "")
@@ -129,9 +130,9 @@ def test_messages_and_chat_texts_go_through_the_template(tiny: Any) -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     mark(tiny, chat_template=template)
     expected = tiny.tokenizer.encode("user: hello\n")
-    assert base.prompt_ids(tiny, "hello", chat=True) == expected
-    assert base.prompt_ids(tiny, b"hello", chat=True) == expected
-    assert base.prompt_ids(tiny, [{"role": "user", "content": "hello"}]) == expected
+    assert prompt_ids(tiny, "hello", chat=True) == expected
+    assert prompt_ids(tiny, b"hello", chat=True) == expected
+    assert prompt_ids(tiny, [{"role": "user", "content": "hello"}]) == expected
 
 
 def test_a_chat_without_a_template_is_refused(tiny: Any) -> None:
