@@ -104,6 +104,22 @@ def refuse_misfits(info: Mapping[str, Any], where: str) -> None:
         raise WrongTensors(f"the weights in '{where}' cannot be placed: {next(iter(info['error_msgs']))}.", _REBUILD)
 
 
+def generation(values: dict[str, Any], where: str) -> Any:
+    """Build the settings that a model's authors recommend for generation.
+
+    Raises:
+        Corrupt: a value is not allowed.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        with quiet():
+            return GenerationConfig.from_dict({key: value for key, value in values.items() if key[:1] != "_"})
+    except Exception as error:  # noqa: BLE001 (transformers checks values with exceptions of many kinds)
+        reason = " ".join(str(error).split())[:200]
+        raise Corrupt(f"the generation_config.json of '{where}' is not usable: {reason}.") from None
+
+
 def _instance(config: Any) -> Any:
     """Make the module of a configuration on the current device."""
     try:

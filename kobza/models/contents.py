@@ -21,6 +21,7 @@ class Contents:
         tokenizer: its vocabulary.
         notes: what a reader should know.
         licence: as the files state it, or "".
+        generation: values of generation_config.json, or empty.
         record: what kobza wrote beside a model that it saved, or None.
         stored: the tensors as they lie in the file, where matrices are stored factored; else empty.
     """
@@ -30,5 +31,6 @@ class Contents:
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
     licence: str = ""
+    generation: dict[str, Any] = field(default_factory=dict)
     record: Record | None = None
     stored: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)

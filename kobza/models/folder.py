@@ -49,7 +49,9 @@ def read(folder: Path, files: Sequence[Path] | None = None, *, name: str = "", p
         _check_factors(about, tensors, config)
         stored, tensors = tensors, about.unfactored(tensors)
     words = vocabulary(folder, name or folder.name)
-    return Contents(config, tensors, words, notes, licence(folder), about, stored)
+    generation = folder / "generation_config.json"
+    habits = preflight.json_object(generation) if generation.is_file() else {}
+    return Contents(config, tensors, words, notes, licence(folder), habits, about, stored)
 
 
 def _check_factors(about: record.Record, tensors: Mapping[str, torch.Tensor], config: dict[str, Any]) -> None:

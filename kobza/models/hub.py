@@ -10,6 +10,7 @@ from kobza.core.errors import MissingExtra, Offline, UnknownName
 # weights, configuration, vocabulary and licence: no Python, no pickles
 FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md")
 PICKLES = ("*.bin",)
+CODE = ("*.py",)
 
 
 def is_offline() -> bool:
@@ -32,8 +33,14 @@ def cached(repository: str, revision: str | None = None, file: str | None = None
     return folder if _is_whole(folder) else None
 
 
-def fetch(repository: str, revision: str | None = None, file: str | None = None, *, pickles: bool = False) -> Path:
+def fetch(repository: str, revision: str | None = None, file: str | None = None, *, more: tuple[str, ...] = ()) -> Path:
     """Return the folder (or file) of a repository, downloading what is not there.
+
+    Args:
+        repository: its id, org/name.
+        revision: branch, tag or commit; None is the main branch.
+        file: one file of it; None is the whole model.
+        more: patterns of files to download beside `FILES`, such as `PICKLES`, `CODE`.
 
     Raises:
         UnknownName: the hub has no such repository, revision or file.
@@ -50,8 +57,7 @@ def fetch(repository: str, revision: str | None = None, file: str | None = None,
     try:
         if file:
             return Path(hub.hf_hub_download(repository, file, revision=revision))
-        patterns = [*FILES, *(PICKLES if pickles else ())]
-        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=[*FILES, *more]))
     except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError, hub.errors.EntryNotFoundError) as e:
         if isinstance(e, hub.errors.LocalEntryNotFoundError):
             raise _unreachable(what, command) from None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kobza.core.errors import BadValue, Corrupt, MissingFile, WrongVocabulary
-from kobza.models import building, cache, folder, gguf_file, preflight
+from kobza.models import building, cache, folder, gguf_file, hub, preflight
 from kobza.models.contents import Contents
 from kobza.models.model import Model, Origin
 from kobza.models.replacing import cast
@@ -56,12 +56,14 @@ def open(  # the verb of the room
     if re.match(r"tiny(?![^:?])", str(spec)) and not Path(spec).exists():
         model = _tiny(str(spec))
         cast(model.module, wanted)
-    elif trust_remote_code and (source := find(spec)).path.is_dir():
-        model = _trusted(source, wanted)
     else:
-        source = find(spec, pickles=convert_pickle)
-        contents, kind, digest = _read(source, pickles=convert_pickle, any_values=allow_nonfinite)
-        model = _assembled(source, contents, kind, digest, wanted)
+        more = (*(hub.CODE if trust_remote_code else ()), *(hub.PICKLES if convert_pickle else ()))
+        source = find(spec, more=more)
+        if trust_remote_code and source.path.is_dir():
+            model = _trusted(source, wanted)
+        else:
+            contents, kind, digest = _read(source, pickles=convert_pickle, any_values=allow_nonfinite)
+            model = _assembled(source, contents, kind, digest, wanted)
     if device is not None:
         model.module.to(device)
     return model
@@ -108,12 +110,17 @@ def _read_transformers(source: Source, pickles: bool) -> tuple[Contents, str, st
     if path.is_dir():
         return folder.read(path, name=source.name, pickles=pickles), "folder", ""
     if path.suffix == ".safetensors":
-        return folder.read(path.parent, [path], name=source.name), "safetensors", cache.digest_of(path)
+        return folder.read(path.parent, [path], name=source.name), "safetensors", _digest(path)
     if path.suffix in preflight.PICKLES or _begins_with(path, b"PK", b"\x80"):
         if not pickles:
             preflight.refuse_pickles([path])
-        return folder.read(path.parent, [path], name=source.name), "pickle", cache.digest_of(path)
+        return folder.read(path.parent, [path], name=source.name), "pickle", _digest(path)
     raise BadValue(f"'{path}' is not a model: neither a folder nor a *.safetensors or *.gguf file.")
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256, or "" where taking it would take longer than opening the model."""
+    return cache.digest_of(path) if path.stat().st_size <= 1 << 30 else ""
 
 
 def _only_gguf(path: Path) -> Path:
@@ -159,6 +166,8 @@ def _assembled(source: Source, contents: Contents, kind: str, digest: str, dtype
     module = building.build(contents.config, contents.tensors, dtype=dtype, where=where)
     if contents.config.get("tie_word_embeddings") and not module.config.get_text_config().tie_word_embeddings:
         notes.append("its configuration ties both ends, its weights hold two different ones: opened untied")
+    if contents.generation:
+        module.generation_config = building.generation(contents.generation, where)
     licence = contents.licence or source.licence
     origin = Origin(source.spec, where, licence, digest, kind, tuple(notes))
     model = Model(source.name, module, contents.tokenizer, origin=origin)

@@ -33,12 +33,12 @@ class Source:
     licence: str = ""
 
 
-def find(spec: str | Path, *, pickles: bool = False) -> Source:
+def find(spec: str | Path, *, more: tuple[str, ...] = ()) -> Source:
     """Find what a spec stands for; a file or folder of that name comes before a hub id.
 
     Args:
         spec: see `opening.open`.
-        pickles: pickles may be downloaded too.
+        more: patterns of further files that may be downloaded from the hub.
 
     Raises:
         MissingFile: it looks like a path, and nothing is there.
@@ -57,7 +57,7 @@ def find(spec: str | Path, *, pickles: bool = False) -> Source:
     named = _HUB_ID.fullmatch(word)
     if named and not word.startswith((".", "~")) and not (path.suffix in _FILES and not named[3]):
         repository, revision, gguf = named.groups()
-        return Source(word, repository.rpartition("/")[2], hub.fetch(repository, revision, gguf, pickles=pickles))
+        return Source(word, repository.rpartition("/")[2], hub.fetch(repository, revision, gguf, more=more))
     raise _nothing(word, path)
 
 

@@ -348,8 +348,10 @@ class Tokenizer:
         names |= {"pad_token": self._name(self.marks.padding_id), "unk_token": self._name(self.marks.unknown_id)}
         rendered = render(self.chat_template, hidden.hide(list(messages)), add_generation_prompt=reply, **names)
         ids: list[int] = []
-        for n, (piece, is_control) in enumerate(hidden.pieces(rendered)):
-            ids += [self.special[piece]] if is_control else self._encode_valid(piece, n)
+        at = 0
+        for piece, is_control in hidden.pieces(rendered):
+            ids += [self.special[piece]] if is_control else self._encode_valid(piece, at)
+            at += len(piece.encode())
         return ids
 
     def _name(self, id: int | None) -> str:

@@ -279,6 +279,15 @@ def test_a_configuration_that_is_not_json_is_refused(folder: Path) -> None:
         kobza.open(folder)
 
 
+def test_settings_for_generation_are_kept(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 5], "temperature": 0.25, "do_sample": true}')
+    settings = kobza.open(folder).module.generation_config
+    assert (settings.eos_token_id, settings.temperature) == ([1, 5], 0.25)
+    (folder / "generation_config.json").write_text('{"max_new_tokens": -3}')
+    with pytest.raises(Corrupt, match=r"generation_config\.json"):
+        kobza.open(folder)
+
+
 # -- code and networks --------------------------------------------------------------------------------------------
 CANARY = "import pathlib; pathlib.Path({path!r}).write_text('ran')\n"
 
