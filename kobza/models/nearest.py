@@ -1,6 +1,7 @@
 """The nearest rows of a table, exactly: every row is compared, none is skipped.
 
-Products are taken in float32, block by block, so that memory is bounded; the best few are compared again in float64.
+Products are taken block by block, so that memory is bounded, in float32 or (many queries) in bfloat16; the best few are
+compared again in float64. A query for which rounding could have hidden a neighbor is asked again in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ ROWS_AT_ONCE = 8192
 
 SPARE = 8
 """Candidates beyond k that are compared again in float64: float32 products near the k-th may swap."""
+
+
+MANY = 32
+"""From this many queries on, rough products in bfloat16 choose the candidates, where the processor has them."""
+
+ROUGH = 0.0062
+"""Bound on the error of a product in bfloat16, as a share of both lengths: three roundings of 2^-9, and a little."""
 
 
 def prepared(matrix: Tensor, metric: str, center: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -43,7 +51,8 @@ def nearest_rows(
         center: taken off rows and queries first, (D,); None: nothing.
 
     Returns:
-        Values (Q, k) float64, nearest first, computed in float64, and rows (Q, k) int64; ties by row.
+        Values (Q, k) float64, nearest first, computed in float64, and rows (Q, k) int64; among
+        more equal rows than fit any may be returned.
 
     Raises:
         OutOfRange: k exceeds the rows.
@@ -51,36 +60,73 @@ def nearest_rows(
     if not 1 <= k <= len(matrix):
         raise OutOfRange(f"k={k} neighbors of {len(matrix)} rows; allowed: 1 .. {len(matrix)}")
     queries = queries.double() if center is None else queries.double() - center.double()
-    rows = _best(matrix, queries.float(), min(len(matrix), k + SPARE), metric, center)
-    return _exactly(matrix, queries, rows, k, metric, center)
+    if metric == "cosine":  # the length of a query changes nothing but the scale of rounding
+        queries = queries / queries.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    if len(queries) < MANY or not has_bfloat16():
+        return _in_float32(matrix, queries, k, metric, center)
+    values, rows, is_certain = _in_bfloat16(matrix, queries, k, metric, center)
+    if not bool(is_certain.all()):
+        values[~is_certain], rows[~is_certain] = _in_float32(matrix, queries[~is_certain], k, metric, center)
+    return values, rows
 
 
-def _best(matrix: Tensor, queries: Tensor, k: int, metric: str, off: Tensor | None) -> Tensor:
-    """Rows (Q, k) of the largest float32 products, block by block."""
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself; if not, float32 is faster."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _in_float32(matrix: Tensor, queries: Tensor, k: int, metric: str, off: Tensor | None) -> tuple[Tensor, Tensor]:
+    few = min(len(matrix), k + SPARE)
+    rows = _best(matrix, queries, few, metric, off, torch.float32)[1]
+    values, rows = _exactly(matrix, queries, rows, metric, off)
+    return values[:, :k], rows[:, :k]
+
+
+def _in_bfloat16(
+    matrix: Tensor, queries: Tensor, k: int, metric: str, off: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates from rough products; certain where no other row can reach the k-th, whatever the rounding did."""
+    few = min(len(matrix), 2 * k + 4 * SPARE)
+    rough, rows = _best(matrix, queries, few, metric, off, torch.bfloat16)
+    values, rows = _exactly(matrix, queries, rows, metric, off)
+    kth = values[:, k - 1]
+    lengths = queries.norm(dim=1)
+    longest = 1.0 if metric == "cosine" else float(prepared(matrix, "dot", off)[0].norm(dim=1).max())
+    if metric == "euclid":
+        kth = (lengths.square() - kth.square()) / 2
+    is_certain = rough[:, -1].double() + ROUGH * lengths * longest < kth
+    return values[:, :k], rows[:, :k], is_certain | (few == len(matrix))
+
+
+def _best(
+    matrix: Tensor, queries: Tensor, k: int, metric: str, off: Tensor | None, kind: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The largest products (Q, k), falling, and their rows, taken in numbers of `kind`, block by block."""
+    points = queries.to(kind)
     best = torch.full((len(queries), 0), -torch.inf)
     rows = torch.zeros((len(queries), 0), dtype=torch.int64)
     for begin in range(0, len(matrix), ROWS_AT_ONCE):
         block, plus = prepared(matrix[begin : begin + ROWS_AT_ONCE], metric, off)
-        products = torch.addmm(plus, queries, block.T)
+        products = points @ block.to(kind).T
+        if metric == "euclid":
+            products = products.float() + plus
         values, at = products.topk(min(k, len(block)), sorted=False)
-        best, rows = torch.cat([best, values], 1), torch.cat([rows, at + begin], 1)
+        best, rows = torch.cat([best, values.float()], 1), torch.cat([rows, at + begin], 1)
         best, kept = best.topk(min(k, best.shape[1]))
         rows = rows.gather(1, kept)
-    return rows
+    return best, rows
 
 
-def _exactly(
-    matrix: Tensor, queries: Tensor, rows: Tensor, k: int, metric: str, off: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _exactly(matrix: Tensor, queries: Tensor, rows: Tensor, metric: str, off: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compare the candidates again in float64 and sort them; ties by row."""
     values = torch.empty(rows.shape, dtype=torch.float64)
     rows = rows.sort(1).values
-    for begin in range(0, len(rows), 64):
-        part = slice(begin, begin + 64)
+    for begin in range(0, len(rows), 16):
+        part = slice(begin, begin + 16)
         near = matrix[rows[part]].double()
         values[part] = measure(queries[part, None], near if off is None else near - off.double(), metric)
     order = values.sort(stable=True, dim=1, descending=metric != "euclid")
-    return order.values[:, :k], rows.gather(1, order.indices[:, :k])
+    return order.values, rows.gather(1, order.indices)
 
 
 def measure(a: Tensor, b: Tensor, metric: str) -> Tensor:

@@ -164,31 +164,42 @@
 
     reset() {
       this.isMoved = false;
-      const span = (channel) => [channel.low, channel.high];
-      const [x0, x1] = span(this.data.x), [y0, y1] = span(this.data.y), [z0, z1] = this.z ? span(this.data.z) : [0, 0];
-      this.middle = [(x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2];
-      const wide = this.z ? Math.hypot(x1 - x0, z1 - z0) : x1 - x0, tall = this.z ? Math.hypot(y1 - y0, z1 - z0) * 0.9 : y1 - y0;
+      const data = this.data, mid = (c) => (c ? (c.low + c.high) / 2 : 0);
+      this.middle = [mid(data.x), mid(data.y), mid(data.z)];
+      const [u0, u1, v0, v1] = this.z ? this.turnedSpan() : [data.x.low, data.x.high, data.y.low, data.y.high];
       const roomTop = 56 * this.dpr, edge = 26 * this.dpr;
-      this.scale = Math.min((this.width - 2 * edge) / (wide || 1), (this.height - roomTop - edge) / (tall || 1));
+      this.scale = Math.min((this.width - 2 * edge) / (u1 - u0 || 1), (this.height - roomTop - edge) / (v1 - v0 || 1));
       this.least = this.scale * 0.5;
       this.most = this.scale * MOST_ZOOM;
-      const [u, v] = this.z ? [0, 0] : this.middle;
-      this.centre = { u, v: v + (roomTop - edge) / 2 / this.scale };
+      this.center = { u: (u0 + u1) / 2, v: (v0 + v1) / 2 + (roomTop - edge) / 2 / this.scale };
       this.draw();
+    }
+
+    /** Least and greatest u and v of all points as they are turned now. */
+    turnedSpan() {
+      const span = [Infinity, -Infinity, Infinity, -Infinity];
+      for (let i = 0; i < this.count; i++) {
+        const [u, v] = this.turned(this.x[i], this.y[i], this.z[i]);
+        span[0] = Math.min(span[0], u);
+        span[1] = Math.max(span[1], u);
+        span[2] = Math.min(span[2], v);
+        span[3] = Math.max(span[3], v);
+      }
+      return span;
     }
 
     zoom(factor, px, py) {
       const x = px === undefined ? this.width / 2 : px, y = py === undefined ? this.height / 2 : py;
       const next = Math.min(this.most, Math.max(this.least, this.scale * factor));
-      this.centre.u += (x - this.width / 2) * (1 / this.scale - 1 / next);
-      this.centre.v -= (y - this.height / 2) * (1 / this.scale - 1 / next);
+      this.center.u += (x - this.width / 2) * (1 / this.scale - 1 / next);
+      this.center.v -= (y - this.height / 2) * (1 / this.scale - 1 / next);
       this.scale = next;
       this.soon();
     }
 
     pan(dx, dy) {
-      this.centre.u -= dx / this.scale;
-      this.centre.v += dy / this.scale;
+      this.center.u -= dx / this.scale;
+      this.center.v += dy / this.scale;
       this.soon();
     }
 
@@ -207,7 +218,7 @@
 
     place() {
       const { x, y, z, sx, sy, count, scale } = this;
-      const left = this.width / 2 - this.centre.u * scale, top = this.height / 2 + this.centre.v * scale;
+      const left = this.width / 2 - this.center.u * scale, top = this.height / 2 + this.center.v * scale;
       if (!z) {
         for (let i = 0; i < count; i++) { sx[i] = left + x[i] * scale; sy[i] = top - y[i] * scale; }
       } else {
@@ -309,7 +320,7 @@
       if (name.index !== undefined) at = [this.sx[name.index], this.sy[name.index]];
       else {
         const [u, v] = this.turned(name.x, name.y, name.z || 0);
-        at = [this.width / 2 + (u - this.centre.u) * this.scale, this.height / 2 - (v - this.centre.v) * this.scale];
+        at = [this.width / 2 + (u - this.center.u) * this.scale, this.height / 2 - (v - this.center.v) * this.scale];
       }
       pen.fillStyle = this.accent;
       pen.strokeStyle = this.back;

@@ -125,7 +125,7 @@
       this.isMoved = true;
       const [u, v] = this.turned(this.x[i], this.y[i], this.z ? this.z[i] : 0);
       this.scale = Math.max(this.scale, this.most / MOST_ZOOM * 8);
-      this.centre = { u, v };
+      this.center = { u, v };
     },
 
     key(e) {
@@ -166,9 +166,9 @@
       this.found = [];
       if (wanted) {
         if (!this.folded) this.folded = this.labels.map((l) => l.toLowerCase());
-        const bare = (l) => l.replace(/^[\s\u2423\u00b7\u2581\u0120]/, "");
+        const bare = (l) => l.replace(/^[\s\u2581]/, "");
         const rank = (i) => (this.labels[i] === text ? 0 : bare(this.labels[i]) === bare(text) ? 1 : bare(this.folded[i]) === bare(wanted) ? 2 : bare(this.folded[i]).startsWith(wanted) ? 3 : 4);
-        const plain = wanted.replace(/^\s/, "\u2423");
+        const plain = wanted.replace(/^\s/, "\u2581");
         for (let i = 0; i < this.count; i++) if (this.folded[i].includes(wanted) || this.folded[i].includes(plain)) this.found.push(i);
         const ranks = new Map(this.found.map((i) => [i, rank(i)]));
         this.found.sort((a, b) => ranks.get(a) - ranks.get(b) || a - b);
