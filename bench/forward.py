@@ -32,7 +32,7 @@ def plain(model: Any, ids: list[int], window: int) -> float:
             part = tokens[begin : begin + window]
             fed = torch.cat([torch.tensor([start]), part[:-1]])
             logits = model.module(input_ids=fed[None], use_cache=False).logits[0]
-            total += float(cross_entropy(logits, part, reduction="sum"))
+            total += float(cross_entropy(logits, part, reduction="none").double().sum())
     return total / math.log(2)
 
 
