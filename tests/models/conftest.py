@@ -1,5 +1,6 @@
-"""A writer of small GGUF files, right or wrong in any place, as bytes."""
+"""Small models on disk, and a writer of small GGUF files, right or wrong in any place, as bytes."""
 
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,36 @@ def put(tmp_path: Path) -> Callable[[bytes], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def write() -> Callable[..., Path]:
+    """Write a tiny model into a folder as transformers does, and return the folder."""
+
+    def written(folder: Path, family: str = "llama", **options: Any) -> Path:
+        from kobza.models.building import quiet
+        from kobza.models.tiny import tiny
+
+        model = tiny(family, **options)
+        with quiet():
+            model.module.save_pretrained(folder)
+        model.tokenizer.save(folder)
+        return folder
+
+    return written
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write: Callable[..., Path]) -> Path:
+    """A small Llama on disk."""
+    return write(tmp_path / "model")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to connect fails the test."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a connection was attempted")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)

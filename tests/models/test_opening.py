@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import pickle
-import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import kobza
 from kobza.core.errors import (
-    BadValue,
     Corrupt,
     KobzaError,
     MissingFile,
     NotFinite,
-    Offline,
-    OutOfRange,
     Truncated,
     Unavailable,
     UnknownName,
-    UnknownOption,
     Unsafe,
     WrongTensors,
     WrongVocabulary,
@@ -37,23 +31,7 @@ from kobza.models.tiny import FAMILIES, tiny
 
 TEXT = "The kobza is a lute with a short neck"
 WEIGHTS = "model.safetensors"
-
-
-def write(folder: Path, family: str = "llama", **options: Any) -> Path:
-    """Write a tiny model as transformers does."""
-    from kobza.models.building import quiet
-
-    model = tiny(family, **options)
-    with quiet():
-        model.module.save_pretrained(folder)
-    model.tokenizer.save(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A small Llama on disk."""
-    return write(tmp_path / "model")
+Write = Callable[..., Path]
 
 
 def theirs(folder: Path, **options: Any) -> Any:
@@ -89,7 +67,7 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
 
 # -- authority ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_logits_equal_transformers_bit_for_bit(tmp_path: Path, family: str) -> None:
+def test_logits_equal_transformers_bit_for_bit(write: Write, tmp_path: Path, family: str) -> None:
     opened = kobza.open(write(tmp_path / "model", family))
     reference = theirs(tmp_path / "model", dtype=torch.float32)
     assert torch.equal(logits(opened.module), logits(reference))
@@ -255,7 +233,7 @@ def test_a_configuration_that_cannot_be_is_refused(
     ),
 )
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_value_of_any_key_opens_or_ends_in_one_error(tmp_path: Path, key: str, value: Any) -> None:
+def test_any_value_of_any_key_opens_or_ends_in_one_error(write: Write, tmp_path: Path, key: str, value: Any) -> None:
     folder = tmp_path / "model"
     if not folder.exists():
         write(folder)
@@ -266,7 +244,7 @@ def test_any_value_of_any_key_opens_or_ends_in_one_error(tmp_path: Path, key: st
         assert kobza.open(folder).layers == 2
 
 
-def test_tables_of_absurd_size_are_refused_before_they_are_built(tmp_path: Path) -> None:
+def test_tables_of_absurd_size_are_refused_before_they_are_built(write: Write, tmp_path: Path) -> None:
     write(tmp_path / "model", "gpt2")
     edit_config(tmp_path / "model", n_positions=10**8)
     with pytest.raises(KobzaError):
@@ -290,16 +268,6 @@ def test_settings_for_generation_are_kept(folder: Path) -> None:
 
 # -- code and networks --------------------------------------------------------------------------------------------
 CANARY = "import pathlib; pathlib.Path({path!r}).write_text('ran')\n"
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any attempt to connect fails the test."""
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError("a connection was attempted")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -378,7 +346,7 @@ def test_trusted_code_is_run_when_asked_for_in_so_many_words(folder: Path) -> No
 
 
 # -- vocabulary ---------------------------------------------------------------------------------------------------
-def test_a_smaller_vocabulary_is_padding_and_said(tmp_path: Path) -> None:
+def test_a_smaller_vocabulary_is_padding_and_said(write: Write, tmp_path: Path) -> None:
     opened = kobza.open(write(tmp_path / "model", vocabulary=2000))
     ids = len(opened.tokenizer)
     assert ids < 2000
@@ -405,7 +373,7 @@ def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
         kobza.open(folder)
 
 
-def test_a_vocabulary_in_the_older_files_is_converted(tmp_path: Path) -> None:
+def test_a_vocabulary_in_the_older_files_is_converted(write: Write, tmp_path: Path) -> None:
     folder = write(tmp_path / "model", "gpt2")
     whole = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer.json").unlink()
@@ -419,85 +387,6 @@ def test_a_vocabulary_in_the_older_files_is_converted(tmp_path: Path) -> None:
     except WrongVocabulary:  # GPT-2's own end mark is added where the vocabulary lacks it
         return
     assert opened.tokenizer.encode(TEXT) == tiny("gpt2").tokenizer.encode(TEXT)
-
-
-# -- names --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("spec", "kind", "says"),
-    [
-        ("smolm2", UnknownName, "Nearest: 'smollm2'"),
-        ("./nothing/here", MissingFile, "no file or folder './nothing/here'"),
-        ("nothing.gguf", MissingFile, "no file or folder 'nothing.gguf'"),
-        ("/nowhere/model.safetensors", MissingFile, "no file or folder"),
-        ("tiny:lama", UnknownName, "'llama'"),
-        ("tiny:llama?layer=2", UnknownOption, "'layers'"),
-        ("tiny:llama?layers=0", OutOfRange, "layers"),
-        ("tiny:llama?layers=two", BadValue, "two"),
-        ("org/name", Offline, "hf download org/name"),
-        ("org/name@v1.0", Offline, r"hf download org/name --revision v1\.0"),
-        ("org/name:file.gguf", Offline, "org/name"),
-    ],
-)
-@pytest.mark.usefixtures("no_network")
-def test_names_that_lead_nowhere_say_what_is_near(spec: str, kind: type[KobzaError], says: str) -> None:
-    with pytest.raises(kind, match=says):
-        kobza.open(spec)
-
-
-def test_a_missing_file_names_its_neighbors(folder: Path) -> None:
-    with pytest.raises(MissingFile, match=r"Nearest: 'model.safetensors'"):
-        kobza.open(folder / "modell.safetensors")
-
-
-def test_a_file_of_another_kind_is_refused(folder: Path) -> None:
-    with pytest.raises(BadValue, match="is not a model"):
-        kobza.open(folder / "config.json")
-
-
-def test_an_unknown_type_of_weights_is_refused(folder: Path) -> None:
-    with pytest.raises(BadValue, match="float32, float16, bfloat16, not 'int8'"):
-        kobza.open(folder, dtype="int8")
-
-
-def test_options_of_a_tiny_model_are_those_of_its_function() -> None:
-    opened = kobza.open("tiny:qwen2?layers=3&seed=5")
-    assert opened.fingerprint == tiny("qwen2", layers=3, seed=5).fingerprint
-    assert kobza.open("tiny").fingerprint == tiny().fingerprint
-
-
-def test_a_folder_with_one_gguf_opens_it_and_with_two_asks_which(tmp_path: Path, writer: Any) -> None:
-    (tmp_path / "a.gguf").write_bytes(writer.small())
-    with pytest.raises(Corrupt, match=r"a\.gguf"):
-        kobza.open(tmp_path)
-    (tmp_path / "b.gguf").write_bytes(writer.small())
-    with pytest.raises(BadValue, match="has 2 GGUF files"):
-        kobza.open(tmp_path)
-    with pytest.raises(Corrupt, match=r"b\.gguf"):
-        kobza.open(f"{tmp_path}:b.gguf")
-    with pytest.raises(MissingFile, match=r"Nearest: 'a\.gguf'|Nearest: 'b\.gguf'"):
-        kobza.open(f"{tmp_path}:c.gguf")
-    with pytest.raises(MissingFile):
-        kobza.open(f"{tmp_path}:../a.gguf")
-
-
-@pytest.mark.usefixtures("no_network")
-def test_a_hub_id_opens_from_the_hub_s_cache_without_network(folder: Path) -> None:
-    hub = Path(os.environ["HF_HOME"]) / "hub" / "models--org--cached"
-    commit = "c" * 40
-    (hub / "refs").mkdir(parents=True)
-    (hub / "refs" / "main").write_text(commit)
-    shutil.copytree(folder, hub / "snapshots" / commit)
-    opened = kobza.open("org/cached")
-    assert opened.name == "cached"
-    assert opened.fingerprint == kobza.open(folder).fingerprint
-    (hub / "snapshots" / commit / WEIGHTS).unlink()
-    with pytest.raises(Offline, match="not on this machine"):
-        kobza.open("org/cached")
-
-
-def test_the_licence_is_read_from_the_readme(folder: Path) -> None:
-    (folder / "README.md").write_text("---\nlanguage: en\nlicense: 'apache-2.0'\n---\nlicense: no\n")
-    assert kobza.open(folder).origin.licence == "apache-2.0"
 
 
 # -- models that kobza saved --------------------------------------------------------------------------------------
