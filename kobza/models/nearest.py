@@ -20,7 +20,8 @@ SPARE = 8
 
 
 MANY = 32
-"""From this many queries on, rough products in bfloat16 choose the candidates, where the processor has them."""
+"""From this many queries on, rough products in bfloat16 choose the candidates, where the processor has them (not for
+Euclidean distances: their squares are too large beside their differences)."""
 
 ROUGH = 0.0062
 """Bound on the error of a product in bfloat16, as a share of both lengths: three roundings of 2^-9, and a little."""
@@ -62,7 +63,7 @@ def nearest_rows(
     queries = queries.double() if center is None else queries.double() - center.double()
     if metric == "cosine":  # the length of a query changes nothing but the scale of rounding
         queries = queries / queries.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    if len(queries) < MANY or not has_bfloat16():
+    if len(queries) < MANY or metric == "euclid" or not has_bfloat16():
         return _in_float32(matrix, queries, k, metric, center)
     values, rows, is_certain = _in_bfloat16(matrix, queries, k, metric, center)
     if not bool(is_certain.all()):
@@ -92,8 +93,6 @@ def _in_bfloat16(
     kth = values[:, k - 1]
     lengths = queries.norm(dim=1)
     longest = 1.0 if metric == "cosine" else float(prepared(matrix, "dot", off)[0].norm(dim=1).max())
-    if metric == "euclid":
-        kth = (lengths.square() - kth.square()) / 2
     is_certain = rough[:, -1].double() + ROUGH * lengths * longest < kth
     return values[:, :k], rows[:, :k], is_certain | (few == len(matrix))
 
@@ -107,9 +106,7 @@ def _best(
     rows = torch.zeros((len(queries), 0), dtype=torch.int64)
     for begin in range(0, len(matrix), ROWS_AT_ONCE):
         block, plus = prepared(matrix[begin : begin + ROWS_AT_ONCE], metric, off)
-        products = points @ block.to(kind).T
-        if metric == "euclid":
-            products = products.float() + plus
+        products = torch.addmm(plus.to(kind), points, block.to(kind).T)
         values, at = products.topk(min(k, len(block)), sorted=False)
         best, rows = torch.cat([best, values.float()], 1), torch.cat([rows, at + begin], 1)
         best, kept = best.topk(min(k, best.shape[1]))

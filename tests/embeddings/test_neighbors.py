@@ -8,6 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from kobza.core.errors import OutOfRange, UnknownName
 from kobza.embeddings import neighbors
 from kobza.embeddings.base import Vectors, resolve, vectors_of
+from kobza.models import nearest
 from kobza.models.nearest import nearest_rows
 
 
@@ -46,6 +47,27 @@ def test_many_queries_equal_the_same_one_by_one():
         alone = nearest_rows(X, X[5 * query : 5 * query + 1], 9)
         assert torch.equal(alone[1][0], together[1][query])
         assert torch.allclose(alone[0][0], together[0][query])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_rough_candidates_change_no_answer(monkeypatch, metric, spread):
+    """Also where rows lie so close that bfloat16 cannot tell them apart: then float32 is asked again."""
+    X = 1 + spread * table(2000, 24)
+    monkeypatch.setattr(nearest, "has_bfloat16", lambda: False)
+    plain = nearest_rows(X, X[:200], 9, metric=metric)
+    monkeypatch.setattr(nearest, "has_bfloat16", lambda: True)
+    rough = nearest_rows(X, X[:200], 9, metric=metric)
+    assert torch.equal(rough[1], plain[1])
+    assert torch.equal(rough[0], plain[0])
+
+
+def test_a_rough_answer_called_certain_is_right():
+    X = table(3000, 24)
+    queries = X[:300].double() / X[:300].double().norm(dim=1, keepdim=True)
+    _, rows, is_certain = nearest._in_bfloat16(X, queries, 5, "cosine", None)
+    assert int(is_certain.sum()) > 0
+    assert torch.equal(rows[is_certain], nearest._in_float32(X, queries[is_certain], 5, "cosine", None)[1])
 
 
 def test_equal_rows_come_in_the_order_of_their_numbers():

@@ -254,18 +254,17 @@
     }
 
     paint(seen, roomy) {
-      const pixels = this.image.data;
+      const pixels = this.image.data, { sx, sy, width, height } = this;
       pixels.fill(0);
-      const { reach, spots } = brush(this.radius), { sx, sy, width, height } = this;
-      const alpha = roomy < 6 ? 0.62 : 0.85;
-      const color = this.painter();
+      const { reach, dx, dy, cover } = brush(this.radius), steps = cover.length;
+      const offsets = Int32Array.from(dx, (x, s) => 4 * (dy[s] * width + x));
+      const alpha = roomy < 6 ? 0.62 : 0.85, tints = this.tints();
       for (let n = seen.length - 1; n >= 0; n--) {      // the first rows are painted last: they are the frequent ones
         const i = seen[n], px = Math.round(sx[i]), py = Math.round(sy[i]);
         if (px < reach || py < reach || px >= width - reach || py >= height - reach) continue;
-        const [r, g, b] = color(i);
-        for (let s = 0; s < spots.length; s++) {
-          const spot = spots[s], at = 4 * ((py + spot[1]) * width + px + spot[0]);
-          const a = alpha * spot[2], under = (pixels[at + 3] / 255) * (1 - a), whole = a + under;
+        const start = 4 * (py * width + px), r = tints[3 * i], g = tints[3 * i + 1], b = tints[3 * i + 2];
+        for (let s = 0; s < steps; s++) {
+          const at = start + offsets[s], a = alpha * cover[s], under = (pixels[at + 3] / 255) * (1 - a), whole = a + under;
           pixels[at] = (r * a + pixels[at] * under) / whole;
           pixels[at + 1] = (g * a + pixels[at + 1] * under) / whole;
           pixels[at + 2] = (b * a + pixels[at + 2] * under) / whole;
@@ -273,6 +272,17 @@
         }
       }
       this.base.getContext("2d").putImageData(this.image, 0, 0);
+    }
+
+    /** Red, green and blue of every point, made anew when the colors shown or the theme change. */
+    tints() {
+      const wanted = this.shown + (this.isDark ? " dark" : " light");
+      if (this.tinted === wanted) return this.tint;
+      const color = this.painter(), tint = new Uint8Array(3 * this.count);
+      for (let i = 0; i < this.count; i++) tint.set(color(i), 3 * i);
+      this.tinted = wanted;
+      this.tint = tint;
+      return tint;
     }
 
     /** A function from point to [r, g, b]. */

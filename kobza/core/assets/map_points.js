@@ -59,16 +59,16 @@
     return element;
   }
 
-  /** A round brush with soft edge: offsets and coverages of the pixels it touches. */
+  /** A round brush with soft edge: the pixels it touches as offsets (dx, dy) and how much it covers of each. */
   function brush(radius) {
-    const reach = Math.ceil(radius + 0.5), spots = [];
-    for (let dy = -reach; dy <= reach; dy++) {
-      for (let dx = -reach; dx <= reach; dx++) {
-        const cover = Math.min(1, Math.max(0, radius + 0.5 - Math.hypot(dx, dy)));
-        if (cover > 0.02) spots.push([dx, dy, cover]);
+    const reach = Math.ceil(radius + 0.5), dx = [], dy = [], cover = [];
+    for (let y = -reach; y <= reach; y++) {
+      for (let x = -reach; x <= reach; x++) {
+        const part = Math.min(1, Math.max(0, radius + 0.5 - Math.hypot(x, y)));
+        if (part > 0.02) { dx.push(x); dy.push(y); cover.push(part); }
       }
     }
-    return { reach, spots };
+    return { reach, dx, dy, cover: Float32Array.from(cover) };
   }
 
   function luminance(color) {
