@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kobza import __version__
-from kobza.cli import changing, house, looking, speaking
+from kobza.cli import changing, house, looking, packing, speaking
 from kobza.cli.frame import kept_lines
 
 HELP = """An instrument for language models: open one, look inside, change it, let it speak, measure what changed.
@@ -31,14 +31,20 @@ def build() -> Any:
         no_args_is_help=True,
     )
     app.callback()(_options)
-    for room in (looking, changing, speaking, house):
+    for room in (looking, changing, speaking, packing, house):
         room.register(app)
     return typer.main.get_command(app)
 
 
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         typer.echo(f"kobza {__version__}")
         raise typer.Exit(0)
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,9 @@ def edit(
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the edited model to the new folder DIR.")
     ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Save factors multiplied back, so that plain transformers opens the folder.")
+    ] = False,
     seed: spec.Seed = "0",
     dtype: spec.Dtype = "",
     title: spec.Title = "",
@@ -70,8 +74,9 @@ def edit(
 
     result, edited = execute(recipe)
     if save is not None:
-        edited.save(save)
-        result.made_by["saved"] = str(save)
+        saved = edited.save(save, dense=dense)
+        result.made_by["saved"] = str(saved)
+        sys.stderr.write(f"saved {saved}\n")
     return result
 
 

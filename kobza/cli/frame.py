@@ -63,6 +63,7 @@ def command(
     output: bool = True,
     threads: bool = False,
     then: Callable[[Any], None] | None = None,
+    brief: Callable[[Any], Any] | None = None,
     **settings: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a command; what it returns (Result, Table or text) is shown as the user wants it.
@@ -73,6 +74,7 @@ def command(
         output: give it --json, --jsonl, --csv and -o.
         threads: give it --threads.
         then: looks at what was found after it was shown, and raises if a check of it failed.
+        brief: shortens what is shown to a person; files and machines get all of it.
         settings: for `typer.Typer.command`.
     """
     extra: dict[str, Any] = {**(_OUTPUT if output else {}), **({"threads": Threads} if threads else {}), **_TALK}
@@ -87,7 +89,7 @@ def command(
             except KeyboardInterrupt:  # typer would turn it into a silent exit
                 raise show.Interrupted from None
             if found is not None:
-                show.show(found, wanted)
+                show.show(brief(found) if brief is not None and wanted == show.Form() else found, wanted)
                 if then is not None:
                     then(found)
             return 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kobza.cli import spec
+from kobza.cli import show, spec
 from kobza.cli.frame import command
 from kobza.core.errors import BadValue
 
@@ -24,7 +27,7 @@ Allow = Annotated[bool, typer.Option("--allow-nonfinite", help="Open a model wit
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to the command line."""
-    command(app, "open", threads=False)(open_model)
+    command(app, "open", brief=_without_every_weight)(open_model)
     command(app, "tokens")(tokens)
     command(app, "look", threads=True)(look)
     command(app, "measure", threads=True)(measure)
@@ -33,6 +36,9 @@ def register(app: typer.Typer) -> None:
 def open_model(
     model: spec.ModelName,
     matrices: Annotated[bool, typer.Option("--matrices", help="List every matrix.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write it as safetensors to the new folder DIR.")
+    ] = None,
     dtype: spec.Dtype = "",
     trust_remote_code: Trust = False,
     convert_pickle: Pickle = False,
@@ -45,7 +51,11 @@ def open_model(
         kobza open smollm2
         kobza open smollm2 --matrices --csv
         kobza open model.gguf --json
+        kobza open model.gguf --save folder
+        kobza open pytorch_model.bin --convert-pickle --save folder
     """
+    if save is not None:
+        show.require_new_folder(save)
     opened = opened_model(
         model,
         dtype,
@@ -53,12 +63,10 @@ def open_model(
         convert_pickle=convert_pickle,
         allow_nonfinite=allow_nonfinite,
     )
-    if matrices:
-        from kobza.core.table import Table
-
-        rows = [_matrix_row(m) for m in opened.matrices.values()]
-        return Table(rows, units={"bytes": "B"}, title=f"Matrices of {opened.name}")
-    return opened.anatomy()
+    if save is not None:
+        sys.stderr.write(f"saved {opened.save(save)}\n")
+    anatomy = opened.anatomy()
+    return _every_weight(anatomy) if matrices else anatomy
 
 
 def tokens(
@@ -109,6 +117,7 @@ def look(
         kobza look smollm2 'neighbors:token=" lava",k=5'
         kobza look smollm2 projection -o map.html
         kobza look smollm2 sizes spectrum -o page.html
+        kobza look glove.txt.gz 'words:word="king - man + woman"'
 
     All options of a view: kobza help neighbors
     """
@@ -120,6 +129,10 @@ def look(
     if not views:
         raise BadValue("no view was named.", "See all: kobza list embeddings")
     steps = [parse_technique("embeddings", view) for view in views]
+    from kobza.embeddings.base import WORD_FILES, subject
+
+    if model.lower().endswith(WORD_FILES) and not edit:
+        return _seen(subject(model), steps)
     return _seen(opened_model(model, dtype, edits=edit), steps)
 
 
@@ -190,11 +203,11 @@ def _given(words: str | None, text: str) -> bytes:
     return read_text(text or "-").data
 
 
-def _matrix_row(matrix: Any) -> dict[str, Any]:
-    return {
-        "name": matrix.name,
-        "shape": " x ".join(map(str, matrix.shape)),
-        "type": str(matrix.dtype).removeprefix("torch."),
-        "bytes": matrix.bytes,
-        "parameter": matrix.parameter,
-    }
+def _every_weight(anatomy: Result) -> Table:
+    return anatomy.tables[-1]
+
+
+def _without_every_weight(found: Any) -> Any:
+    """Return an anatomy without its longest table, which --matrices prints."""
+    tables = getattr(found, "tables", None)
+    return replace(found, tables=tables[:-1]) if tables else found

@@ -45,7 +45,7 @@ def say(
     edit: spec.Edits = None,
     seed: spec.Seed = "0",
     dtype: spec.Dtype = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document when done.")] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="Print one JSON document when done.")] = False,
 ) -> None:
     """Let a model speak. It chats where it has a chat template, else it goes on with the text. The answer
     comes as it is made.
@@ -61,14 +61,14 @@ def say(
         echo "Name three rivers." | kobza say smollm2 --json
     """
     wanted = _strategy(strategy, tokens, seed)
-    if prompt is None and sys.stdin.isatty() and not as_json:
+    if prompt is None and sys.stdin.isatty() and not is_json:
         _chat(opened_model(model, dtype, edits=edit), wanted, system, plain)
         return
     words = prompt if prompt is not None else _piped()
     opened = opened_model(model, dtype, edits=edit)
     begun = _prompt(opened, [], words, system, plain)
     said = _generation(opened, begun, wanted)
-    if as_json:
+    if is_json:
         show.write(_document(opened, begun, said, wanted) + "\n")
     else:
         stream(said)

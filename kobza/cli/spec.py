@@ -190,8 +190,8 @@ def seconds(words: str) -> float:
     text = words.strip().lower()
     number = text.rstrip("smh")
     try:
-        return float(number) * units[text[len(number) :]] if text else 0.0
-    except (KeyError, ValueError):
+        return float(int(1000 * float(number)) * units[text[len(number) :]]) / 1000 if text else 0.0
+    except (KeyError, ValueError, OverflowError):
         raise BadValue(f"{words!r} is not a time.", "Write 90s, 10m or 2h.") from None
 
 

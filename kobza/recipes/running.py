@@ -11,7 +11,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from kobza.core import techniques
-from kobza.core.errors import BadValue, NotComparable
+from kobza.core.errors import BadValue
 from kobza.core.options import Step, check, spell
 from kobza.core.progress import progress, task
 from kobza.core.result import Reading, Result
@@ -196,11 +196,8 @@ def compared_row(text: str, old: Reading | None, new: Reading) -> dict[str, Any]
         "high": None,
         "note": new.note or None,
     }
-    if old is not None:
-        try:
-            gap = old.compare(new)
-        except NotComparable:  # speed and the like state the machine's load; the numbers stand, no factor is claimed
-            return row
+    if old is not None and not old.differs(new):
+        gap = old.compare(new)
         row |= {"factor": gap.record.get("factor"), "difference": gap.value, "low": gap.low, "high": gap.high}
     return row
 

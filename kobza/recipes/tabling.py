@@ -127,7 +127,7 @@ def _row(recipe: Recipe, measured: Measured, base: Measured | None) -> dict[str,
 
 
 def _factor(base: Reading | None, reading: Reading) -> dict[str, Any]:
-    if base is None:
+    if base is None or base.differs(reading):  # speed and the like: the numbers stand, no factor is claimed
         return {}
     gap = base.compare(reading).record
     return {"factor": gap.get("factor"), "factor low": gap.get("factor_low"), "factor high": gap.get("factor_high")}
