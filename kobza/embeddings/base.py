@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 End = Literal["in", "out"]
 Metric = Literal["cosine", "euclid", "dot"]
 
+WORD_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz")
+"""Endings of a file of word vectors."""
+
 _TERM = re.compile(r"""\s*([+-])?\s*(?:"((?:[^"\\]|\\.)*)"|(\S+))""")
 
 
@@ -198,7 +201,7 @@ def vectors_of(subject: Subject, end: str = "in") -> Vectors:
 
 def subject(spec: str | Path) -> Subject:
     """Open what a view can look at: a file of word vectors (.txt, .vec, .gz), else a model."""
-    if str(spec).lower().endswith((".txt", ".vec", ".txt.gz", ".vec.gz")):
+    if str(spec).lower().endswith(WORD_FILES):
         vectors: Vectors = techniques.load("embeddings", "words").read(spec)
         return vectors
     from kobza.models.opening import open
