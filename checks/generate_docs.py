@@ -1,4 +1,4 @@
-"""Write docs/reference/*.md from docstrings and docs/help.md from `--help`, so that neither can lie.
+"""Write docs/reference/*.md from docstrings, docs/help.md from `--help`, docs/techniques.md from cards: none can lie.
 
     python -m checks.generate_docs          write them
     python -m checks.generate_docs --check  only say which are stale (exit 1)
@@ -15,10 +15,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kobza.core import cards
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "kobza"
 REFERENCE = ROOT / "docs" / "reference"
 HELP = ROOT / "docs" / "help.md"
+TECHNIQUES = ROOT / "docs" / "techniques.md"
 ROOMS = (
     "core", "tokens", "codecs", "models", "embeddings", "measures", "edits", "interventions", "decoding", "training",
     "retrieval", "recipes", "vault", "cli", "studio",
@@ -31,6 +34,7 @@ def pages() -> dict[Path, str]:
     made = {REFERENCE / f"{room}.md": reference(room) for room in ROOMS if (PACKAGE / room).is_dir()}
     made[REFERENCE / "README.md"] = index(made)
     made[HELP] = help_pages()
+    made[TECHNIQUES] = technique_page()
     return made
 
 
@@ -84,6 +88,25 @@ def _is_public(node: ast.AST) -> bool:
 
 def _first_sentence(doc: str) -> str:
     return doc.split("\n\n")[0].replace("\n", " ")
+
+
+def technique_page() -> str:
+    """Return the page of all techniques, room by room, with the claim and the verdict of each card."""
+    parts = [
+        NOTE,
+        "# Techniques\n",
+        "Each is one module, one card, one test of the same name; `kobza help NAME` explains one.\n",
+    ]
+    for room in sorted({card.room for card in cards.cards()}):
+        parts.append(f"## {room}\n\n| name | claim | found here |\n|---|---|---|")
+        parts += [_card_row(card) for card in cards.cards(room)]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _card_row(card: cards.Card) -> str:
+    place = f"../kobza/vault/cards/{card.room}/{card.name}.md"
+    return f"| [{card.name}]({place}) | {card.claim} | {card.verdict} |".replace("  |", " |")
 
 
 def help_pages() -> str:

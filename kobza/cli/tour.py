@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kobza.models.model import Model
 
 PROMPT = "The sea was calm, and"
+PACKED = 1000  # bytes of the text that is really packed: token by token, so it is slow
 SPOKEN = 28  # tokens of each sample
 # what is said with: (title, edit); the rank is two thirds of the width
 VOICES = (
@@ -111,6 +112,7 @@ def changed(model: Model, result: Result, spec: str) -> list[Chapter]:
     measured = f"{len(result.tables[0])} measurements: every edit on {len(names)} texts, beside the unedited model."
     blocks = [
         tour_sweep.base_table(table, texts),
+        proof(model, main),
         side_by_side(*lines),
         folded("the same on the other texts", *others),
         side_by_side(*strengths),
@@ -126,6 +128,20 @@ def changed(model: Model, result: Result, spec: str) -> list[Chapter]:
             [tour_sweep.error_figure(found, main)],
         ),
     ]  # fmt: skip
+
+
+def proof(model: Model, name: str) -> str:
+    """Return the sentence that the yardstick is a file size: a text was packed, unpacked and compared."""
+    from kobza.core import techniques
+
+    sample = text(name.partition("[")[0])[:PACKED]
+    packed = techniques.verb("measures", "packed_size")(model, sample, streams=1)
+    ideal = techniques.verb("measures", "bits_per_byte")(model, sample)
+    promised = ideal.value * len(sample) / 8
+    return (
+        f"The yardstick is a file size: {len(sample)} bytes of {sample.name} were packed by the unedited model into "
+        f"{packed.value:.0f} bytes, unpacked again and compared. Bits per byte promised {promised:.0f}."
+    )
 
 
 def spoken(model: Model, samples: Sequence[tuple[str, str, str]], result: Result) -> Chapter:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kobza.cli.tour_page import Chapter, folded, side_by_side
+from kobza.cli.tour_page import Chapter, columns, folded, side_by_side
 from kobza.core import techniques
 from kobza.core.figure import Figure
 from kobza.core.table import Table
@@ -13,10 +14,13 @@ from kobza.core.texts import text
 if TYPE_CHECKING:
     from kobza.models.model import Model
 
-READ = ("topics[2600:2980]", "ukrainian[:260]")
+READ = ("topics[2003:2480]", "ukrainian[:420]")
 """Texts whose tokens are shown colored by what they cost the model."""
 
 WORDS = (" lava", " sea", " Paris", " three", " water", " def", " import", " he", " she", " red", " blue", " good")
+COUNTED = ("parameters", "stored_bytes", "kv_bytes_per_token", "operations_per_token")
+"""Exact counts shown first; the others are folded away."""
+
 SHOWN = (" lava", " Paris", " seven", " import")
 
 
@@ -36,9 +40,11 @@ def anatomy(model: Model, spec: str) -> Chapter:
         f"{model.layers} layers of width {model.width} and a vocabulary of {model.vocabulary:,} tokens make "
         f"{model.parameters:,} numbers. {share:.0%} of them are the token vectors; {tie}."
     )
-    shown = side_by_side(sizes.figures[0], _without_figures(sizes))
+    parts = [{"part": r["part"], "parameters": r["parameters"], "share": f"{r['share']:.1%}"} for r in sizes]
+    shown = side_by_side(sizes.figures[0], Table(parts, note=sizes.note))
+    first = [reading for reading in told.readings if reading.name in COUNTED]
     numbers = {"parameters": model.parameters, "embedding share": share}
-    blocks = [told.readings, shown, folded("every weight by pattern, and exact counts", *told.tables)]
+    blocks = [first, shown, folded("every weight by pattern, and all exact counts", told.readings, *told.tables)]
     return Chapter("anatomy", "What it is made of", claim, blocks, f"kobza open {spec}", numbers)
 
 
@@ -51,7 +57,7 @@ def tokens(model: Model, spec: str) -> Chapter:
         sample = text(name)
         pieces = model.tokenizer.split(sample.data)
         bits = token_bits(model, [piece.id for piece in pieces], window=min(1024, model.context or 1024)).tolist()
-        shown = [_piece(piece, cost) for piece, cost in zip(pieces, bits, strict=True)]
+        shown = _characters(pieces, bits)
         rate = sum(bits) / len(sample)
         rates.append((sample.name.partition("[")[0], len(sample) / len(pieces), rate))
         title = f"{sample.name}: {len(pieces)} tokens for {len(sample)} bytes, {rate:.2f} bits per byte"
@@ -59,7 +65,7 @@ def tokens(model: Model, spec: str) -> Chapter:
     (_, wide, _), (_, narrow, _) = rates
     claim = (
         f"The deeper the color, the more bits the token cost: the model did not expect it. A token covers {wide:.1f} "
-        f"bytes of the first text and {narrow:.1f} of the second; hover to see each one."
+        f"bytes of the first text and {narrow:.1f} of the second, where some cut a character and are shown together."
     )
     numbers = {"bytes per token": [rate[1] for rate in rates]}
     return Chapter("tokens", "How it reads", claim, figures, f'kobza tokens {spec} "..."', numbers)
@@ -112,7 +118,7 @@ def neighbors(model: Model, spec: str) -> Chapter:
         f"reducing to {reduced} principal components, finds {share:.0%} of these (marked kept)."
     )
     command = f"kobza look {spec} 'neighbors:token=\"{shown[0] if shown else ''}\"'"
-    return Chapter("neighbors", "Who lives next door", claim, [side_by_side(*tables)], command, {"share": share})
+    return Chapter("neighbors", "Who lives next door", claim, [columns(*tables)], command, {"share": share})
 
 
 def clumps(model: Model, spec: str) -> Chapter:
@@ -139,9 +145,22 @@ def model_norms(model: Model) -> Any:
     return model.matrix("embed.in").double().norm(dim=1)
 
 
-def _piece(piece: Any, cost: float) -> dict[str, Any]:
-    shown = piece.bytes.decode("utf-8", errors="replace")
-    return {"text": shown, "value": cost, "title": f"id {piece.id}, {len(piece.bytes)} bytes, {cost:.2f} bits"}
+def _characters(pieces: Sequence[Any], bits: Sequence[float]) -> list[dict[str, Any]]:
+    """Return what is shown of the tokens: one each, but those that share a character together."""
+    shown: list[dict[str, Any]] = []
+    held: list[Any] = []
+    cost = 0.0
+    for piece, cost_of_one in zip(pieces, bits, strict=True):
+        held.append(piece)
+        cost += cost_of_one
+        try:
+            words = b"".join(p.bytes for p in held).decode()
+        except UnicodeDecodeError:
+            continue
+        ids = " ".join(str(p.id) for p in held)
+        shown.append({"text": words, "value": cost, "title": f"{len(held)} token, id {ids}, {cost:.2f} bits"})
+        held, cost = [], 0.0
+    return shown
 
 
 def _without_figures(table: Table) -> Table:

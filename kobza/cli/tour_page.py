@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -50,6 +51,11 @@ def side_by_side(*things: Any) -> Html:
     return Html('<div class="side">' + "".join(f"<div>{fragment(thing)}</div>" for thing in things) + "</div>")
 
 
+def columns(*things: Any) -> Html:
+    """Return narrow things, such as short tables, in as many columns as fit."""
+    return Html('<div class="columns">' + "".join(f"<div>{fragment(thing)}</div>" for thing in things) + "</div>")
+
+
 def folded(title: str, *things: Any) -> Html:
     """Return things behind a title that opens them."""
     return Html(f"<details><summary>{escape(title)}</summary>{''.join(map(fragment, things))}</details>")
@@ -63,10 +69,16 @@ def learned(sentences: Iterable[str]) -> Html:
 def said(prompt: str, samples: Iterable[tuple[str, str, str]]) -> Html:
     """Return what models said: (title, figure, text) each."""
     cells = (
-        f"<div><h4><span>{escape(figure)}</span>{escape(title)}</h4><p><b>{escape(prompt)}</b>{escape(text)}</p></div>"
+        f"<div><h4><span>{escape(figure)}</span>{escape(title)}</h4><p><b>{escape(prompt)}</b>{escape(_flat(text))}</p>"
+        "</div>"
         for title, figure, text in samples
     )
     return Html('<div class="said">' + "".join(cells) + "</div>")
+
+
+def _flat(text: str) -> str:
+    """Return a text in one paragraph, its line breaks visible: `one\\ntwo` becomes `one \N{RETURN SYMBOL} two`."""
+    return re.sub(r"\s*\n\s*", " \N{RETURN SYMBOL} ", text)
 
 
 def _tile(value: str, what: str) -> str:

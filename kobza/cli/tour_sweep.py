@@ -213,7 +213,10 @@ def _lesson_best(found: Sequence[Point], text: str, rank: int, width: int, store
         )  # fmt: skip
         if len(ranked) > 1:
             parts.append(f"{words}: {ranked[0][1]} ({ranked[0][0]:.3f}), then {ranked[1][1]} ({ranked[1][0]:.3f})")
-    return f"The least harm at {rank / width:.0%} of the dimensions. {'; '.join(parts).capitalize()}." if parts else ""
+    if not parts:
+        return ""
+    listed = "; ".join(parts)
+    return f"The least harm at {rank / width:.0%} of the dimensions. {listed[0].upper()}{listed[1:]}."
 
 
 def _lesson_ends(found: Sequence[Point], text: str, rank: int, width: int, stored: int) -> str:
@@ -221,11 +224,11 @@ def _lesson_ends(found: Sequence[Point], text: str, rank: int, width: int, store
     alone = mean(chosen(found, method=BEST, end="embed.in", strength=rank, text=text))
     if both is None or alone is None:
         return ""
-    which = "The output end is the sensitive one" if both > alone else "Here the input end is the sensitive one"
+    which = "Editing both ends costs more" if both > alone else "Editing both ends costs no more"
     return (
-        f"{which}: the best method costs {alone - 1:.1%} at the input alone and {both - 1:.1%} at both ends of the "
-        "table, at equal rank. An experiment that assigns a new input table only, and so unties the model, reports "
-        "the first figure."
+        f"{which} than editing the input alone: at equal rank the best method costs {both - 1:.1%} at both ends of the "
+        f"table and {alone - 1:.1%} at the input. An experiment that assigns a new input table only, and so unties the "
+        "model, reports the latter."
     )
 
 

@@ -129,7 +129,8 @@ class Figure:
     def _bytes(self, *, format: str, ink: str, ground: str, dpi: int = 100) -> bytes:
         import matplotlib as mpl
 
-        style = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+        inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        style: dict[Any, Any] = dict.fromkeys(inked, ink)
         # svg.hashsalt: without it the ids, and so the file, differ from run to run
         style |= {"svg.fonttype": "none", "svg.hashsalt": "kobza", "font.family": "sans-serif", "axes.titlecolor": ink}
         out = io.BytesIO()
@@ -152,10 +153,10 @@ def _lines(ax: Axes, data: Mapping[str, Any]) -> None:
     for i, line in enumerate(data["series"]):
         color = COLORS[i % len(COLORS)]
         x, y = list(line["x"]), [np.nan if v is None else v for v in line["y"]]
-        style = "" if data.get("markers_only") else "-"
-        marker = "o" if data.get("markers_only") or len(x) <= 40 else ""
-        dashed = "--" if i >= len(COLORS) and style else style
-        ax.plot(x, y, dashed, marker=marker, markersize=3.5, linewidth=1.4, color=color, label=line["name"])
+        style = "none" if data.get("markers_only") else "--" if i >= len(COLORS) else "-"
+        marker = "o" if style == "none" or len(x) <= 40 else ""
+        look: dict[str, Any] = {"markersize": 5 if style == "none" else 3.5, "linewidth": 1.4, "color": color}
+        ax.plot(x, y, linestyle=style, marker=marker, label=line["name"], **look)
         if line.get("low") is not None and line.get("high") is not None:
             low, high = ([np.nan if v is None else v for v in line[k]] for k in ("low", "high"))
             ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
@@ -169,10 +170,23 @@ def _lines(ax: Axes, data: Mapping[str, Any]) -> None:
         ax.text(mark["x"], 1.0, mark.get("label", ""), fontsize=8, color=RULE["color"], **place)
     if data.get("logx"):
         ax.set_xscale("log")
+        _plain_numbers(ax.xaxis, ax.get_xlim())
     if data.get("logy"):
         ax.set_yscale("log")
+        _plain_numbers(ax.yaxis, ax.get_ylim())
     if len(data["series"]) > 1:
         ax.legend(frameon=False, fontsize=8)
+
+
+def _plain_numbers(axis: Any, limits: tuple[float, float]) -> None:
+    """Name the ticks of a logarithmic axis 0.5, 1, 2 instead of 10^0; between decades only where few are in sight."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    is_short = limits[1] / limits[0] < 100
+    axis.set_major_formatter(plain)
+    axis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7) if limits[1] / limits[0] < 12 else (2, 5)))
+    axis.set_minor_formatter(plain if is_short else NullFormatter())
 
 
 def _bars(ax: Axes, data: Mapping[str, Any]) -> None:

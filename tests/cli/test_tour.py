@@ -63,11 +63,11 @@ def test_the_lesson_about_the_error_follows_the_figures() -> None:
     assert "0.56" in said[0]
 
 
-def test_the_lesson_about_the_ends_names_the_sensitive_one() -> None:
+def test_the_lesson_about_the_ends_follows_the_figures() -> None:
     found = [point(BEST, "embed", 1.2), point(BEST, "embed.in", 1.05)]
-    assert "The output end" in tour_sweep._lesson_ends(found, TEXT, RANK, WIDTH, 0)
+    assert "costs more than" in tour_sweep._lesson_ends(found, TEXT, RANK, WIDTH, 0)
     turned = [point(BEST, "embed", 1.05), point(BEST, "embed.in", 1.2)]
-    assert "the input end" in tour_sweep._lesson_ends(turned, TEXT, RANK, WIDTH, 0)
+    assert "costs no more than" in tour_sweep._lesson_ends(turned, TEXT, RANK, WIDTH, 0)
 
 
 def test_without_figures_no_lesson_is_drawn() -> None:
