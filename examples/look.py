@@ -14,4 +14,4 @@ print(model)
 for token in model.tokenizer.split(" lava flows"):
     print(f"{token.id:>6}  bytes {token.start:>2} to {token.end:<2} {model.tokenizer.show(token.id)!r}")
 
-print(neighbors.table(model, token=" l", count=5))
+print(neighbors.table(model, token=" l", k=5))

@@ -58,8 +58,7 @@ def smollm2() -> Any:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        model = kobza.open("smollm2")
-    return model
+        return kobza.open("smollm2")
 
 
 @pytest.fixture(scope="session")

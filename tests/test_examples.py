@@ -19,3 +19,17 @@ def test_the_example_runs_and_prints(
     monkeypatch.setattr("sys.argv", [str(path), "tiny"])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+def test_the_example_of_the_readme_runs_and_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    for real, tiny in (('"smollm2"', '"tiny"'), ("rank=386", "rank=8"), ('" lava"', '" t"'), ("[:6000]", "[:600]")):
+        assert real in code
+        code = code.replace(real, tiny)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "bits_per_byte difference" in capsys.readouterr().out
+    assert (tmp_path / "smaller" / "model.safetensors").is_file()
