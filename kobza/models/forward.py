@@ -66,6 +66,7 @@ def token_bits(
         targets = tokens[at].to(rows.device)
         # log-sum-exp minus the target's logit; on a CPU this one call is 5 % faster than the two
         bits[at] = (cross_entropy(rows, targets, reduction="none") * BITS).cpu()
+        del rows  # before the next chunk is made
     bits[without_context(model, len(tokens), window, overlap)] = math.log2(model.vocabulary)
     return bits
 
