@@ -118,7 +118,7 @@ void mixing_prepare(void)
 
 typedef struct {
     uint8_t *arena, *slots, *bucket[CONTEXTS]; /* 16 bytes: check, then the histories of the 15 prefixes of a nibble */
-    uint64_t hash[CONTEXTS], history, word, word_before;
+    uint64_t hash[CONTEXTS], row_hash[CONTEXTS], history, word, word_before;
     int bucket_bits, direct_bits, final_bits, seen_bits;
     uint32_t map[CONTEXTS][256], match_map[2][64], *mapped[CONTEXTS], *match_mapped;
     uint16_t *direct, *direct_row; /* order 1 once more, as plain probabilities in rows of 16 */
@@ -246,25 +246,28 @@ static void hash_contexts(Mixer *m)
     m->hash[7] = (m->word * 0x2545F4914F6CDD1Du + m->word_before + ((uint64_t)8 << 56)) * PHI;
 }
 
-static uint64_t nibble_hash(const Mixer *m, int i)
+static uint64_t nibble_hash(uint64_t hash, int partial)
 {
-    uint64_t hash = (m->hash[i] ^ (m->hash[i] >> 29)) + (uint64_t)m->partial;
-    hash *= 0xBF58476D1CE4E5B9u;
+    hash = ((hash ^ hash >> 29) + (uint64_t)partial) * 0xBF58476D1CE4E5B9u;
     return hash ^ hash >> 31;
+}
+
+/* ask for the buckets of the nibble that begins behind `partial`, before they are needed */
+static void fetch_rows(Mixer *m, int partial)
+{
+    for (int i = 0; i < CONTEXTS; i++) {
+        uint64_t hash = m->row_hash[i] = nibble_hash(m->hash[i], partial);
+        FETCH(m->slots + (((uint64_t)i << m->bucket_bits) + (hash >> (64 - m->bucket_bits))) * 16);
+    }
 }
 
 /* at the first and the fifth bit of a byte */
 static void find_rows(Mixer *m)
 {
-    uint64_t hash[CONTEXTS];
-    for (int i = 0; i < CONTEXTS; i++) {
-        hash[i] = nibble_hash(m, i);
-        FETCH(m->slots + (((uint64_t)i << m->bucket_bits) + (hash[i] >> (64 - m->bucket_bits))) * 16);
-    }
     uint64_t context = (m->history & 255) << 8 | (uint64_t)m->partial;
     m->direct_row = m->direct + (size_t)((context * PHI) >> (64 - m->direct_bits + 4)) * 16;
     for (int i = 0; i < CONTEXTS; i++)
-        m->bucket[i] = find_bucket(m, i, hash[i]);
+        m->bucket[i] = find_bucket(m, i, m->row_hash[i]);
     m->node = 1;
 }
 
@@ -379,6 +382,11 @@ static void predict(Mixer *m)
     m->probability = between(16, (squash(m->last_mixed) + refine(m) + 1) >> 1, 65520);
 }
 
+static size_t match_slot(const Mixer *m)
+{
+    return (size_t)((low_bytes(m, SHORTEST) * PHI) >> (64 - m->seen_bits));
+}
+
 static void find_match(Mixer *m)
 {
     if (m->match_length) {
@@ -387,8 +395,7 @@ static void find_match(Mixer *m)
     }
     if (m->at < SHORTEST)
         return;
-    uint64_t key = low_bytes(m, SHORTEST) * PHI;
-    uint32_t *seen = m->seen + (key >> (64 - m->seen_bits));
+    uint32_t *seen = m->seen + match_slot(m);
     if (!m->match_length && *seen) {
         m->match_at = *seen;
         while (m->match_length < 400 && m->match_length < m->match_at &&
@@ -400,21 +407,19 @@ static void find_match(Mixer *m)
     *seen = m->at;
 }
 
-static void end_byte(Mixer *m)
+static void add_byte(Mixer *m, int byte)
 {
-    int byte = m->partial & 255;
-    m->partial = 1;
     m->at++;
     m->history = m->history << 8 | (uint64_t)byte;
     int letter = byte >= 'A' && byte <= 'Z' ? byte + 32 : byte;
-    if ((letter >= 'a' && letter <= 'z') || letter >= 128)
+    if ((letter >= 'a' && letter <= 'z') || letter >= 128) {
         m->word = (m->word + (uint64_t)letter + 1) * 0xD6E8FEB86659FD93u;
-    else if (m->word) {
+    } else if (m->word) {
         m->word_before = m->word;
         m->word = 0;
     }
-    find_match(m);
     hash_contexts(m);
+    FETCH(m->seen + match_slot(m));
 }
 
 static void approach(uint16_t *probability, int bit, int rate)
@@ -439,14 +444,28 @@ static void learn(Mixer *m, int bit)
 
 static void update(Mixer *m, int bit)
 {
+    int partial = m->partial << 1 | bit, bits = (m->bits + 1) & 7;
+    if (!bits) {
+        add_byte(m, partial & 255);
+        partial = 1;
+    }
+    if (!(bits & 3))
+        fetch_rows(m, partial); /* they come from memory while the present ones learn */
     learn(m, bit);
-    m->bits = (m->bits + 1) & 7;
-    m->partial = m->partial << 1 | bit;
+    m->bits = bits;
+    m->partial = partial;
     m->node = m->node << 1 | bit;
-    if (!m->bits)
-        end_byte(m);
-    if (!(m->bits & 3))
+    if (!bits)
+        find_match(m);
+    if (!(bits & 3))
         find_rows(m);
+}
+
+static void begin(Mixer *m)
+{
+    hash_contexts(m);
+    fetch_rows(m, 1);
+    find_rows(m);
 }
 
 static uint32_t split(uint32_t low, uint32_t high, int probability)
@@ -461,8 +480,7 @@ int mixing_encode(const uint8_t *data, size_t size, uint8_t *out, size_t room, s
         return KERNEL_NO_MEMORY;
     uint32_t low = 0, high = UINT32_MAX;
     size_t to = 0;
-    hash_contexts(m);
-    find_rows(m);
+    begin(m);
     for (size_t i = 0; i < size && to + 4 <= room; i++)
         for (int k = 7; k >= 0; k--) {
             int bit = data[i] >> k & 1;
@@ -492,8 +510,7 @@ int mixing_decode(const uint8_t *data, size_t size, uint8_t *out, size_t out_siz
     size_t at = 0;
     for (; at < 4; at++)
         code = code << 8 | (at < size ? data[at] : 0);
-    hash_contexts(m);
-    find_rows(m);
+    begin(m);
     for (size_t i = 0; i < out_size; i++) {
         for (int k = 0; k < 8; k++) {
             predict(m);
