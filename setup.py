@@ -12,7 +12,7 @@ setup(
         Extension(
             "kobza.codecs.native._kernels",
             sources=[f"kobza/codecs/native/{name}" for name in SOURCES],
-            depends=["kobza/codecs/native/kernels.h"],
+            depends=["kobza/codecs/native/kernels.h", "kobza/codecs/native/mixing_tables.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000"), ("_DEFAULT_SOURCE", "1")],
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
             py_limited_api=True,
