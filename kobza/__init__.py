@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "open": "kobza.models.opening",
     "Model": "kobza.models.model",
+    "vocabulary": "kobza.models.vocabulary",
     "Tokenizer": "kobza.tokens.base",
     "Text": "kobza.core.texts",
     "text": "kobza.core.texts",
