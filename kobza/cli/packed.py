@@ -44,9 +44,9 @@ def pack(files: Sequence[Path], codec: str, out: Path | None, *, model: str, for
     if codec.partition(":")[0] == "lm":
         size = _pack_by_model(files, codec, target, model)
     elif len(files) > 1 or files[0].is_dir():
-        size = _pack_archive(files, codec, target)
+        size = _pack_archive(files, codec, target, model)
     else:
-        size = _pack_stream(files[0], codec, target)
+        size = _pack_stream(files[0], codec, target, model)
     packed = target.stat().st_size
     return f"{size} -> {packed} bytes ({100 * packed / max(size, 1):.2f} %)  {target}"
 
@@ -57,7 +57,7 @@ def unpack(file: Path, out: Path | None, bounds: base.Limits, *, model: str, for
         if _is_model_packed(source):
             raw = _unpack_by_model(file, model, bounds)
             return _deliver(raw, _target(file, out), force)
-        reader = base.Reader(source, limits=bounds)
+        reader = _supplied(base.Reader(source, limits=bounds), model)
         target = _target(file, out)
         if reader.header.is_archive:
             entries = unpack_into(reader, target)
@@ -98,10 +98,10 @@ def verify(file: Path, bounds: base.Limits, *, model: str) -> str:
         if _is_model_packed(source):
             size = len(_unpack_by_model(file, model, bounds))
         else:
-            reader = base.Reader(source, limits=bounds)
+            reader = _supplied(base.Reader(source, limits=bounds), model)
             if reader.header.is_archive:
                 with _opened(file) as again:
-                    entries_of(base.Reader(again, limits=bounds))
+                    entries_of(_supplied(base.Reader(again, limits=bounds), model))
             size = sum(len(block) for block in progress(reader, "checking"))
     return f"{file} is whole: {size} bytes come out of {file.stat().st_size}"
 
@@ -170,29 +170,40 @@ def explain(text: str, model: str, limit: int) -> Result:
     return Result(f"What '{sample.name}' costs {opened.name}", tables=[table], figures=[figure])
 
 
-def coder_of(spec: str, sample: bytes) -> tuple[base.Coder, int]:
-    """Return the coder that a codec's spec asks for, and log2 of its blocks.
+def coder_of(spec: str, sample: bytes, model: str) -> tuple[base.Coder, int]:
+    """Return the coder that a codec's spec asks for, and log2 of its blocks; `tok` takes the model's tokenizer.
 
     Raises:
         UnknownName, UnknownOption, BadValue, OutOfRange: the spec is wrong; the message names what is near.
-        BadValue: the codec needs more than bytes.
+        BadValue: the codec does not write block by block.
     """
     step = options.parse(spec)
     module = techniques.load("codecs", step.name)
-    if not hasattr(module, "coder") or step.name in NEEDS_MORE:
-        raise BadValue(
-            f"codec {step.name!r} needs more than bytes; only lm takes --model here.", "See kobza list codecs."
-        )
+    if not hasattr(module, "coder"):
+        raise BadValue(f"codec {step.name!r} does not write block by block.", "See kobza help " + step.name)
     given = dict(options.check(module.compress, step.options, what=f"codec {step.name!r}"))
     log2 = given.pop("block_log2", module.BLOCK_LOG2)
     base.check_range("block_log2", log2, 10, 24)
-    return module.coder(sample, **given), log2
+    supply = {"vocabulary": _tokenizer(model)} if step.name == "tok" else {}
+    return module.coder(sample, **given, **supply), log2
 
 
-def _pack_stream(file: Path, codec: str, target: Path) -> int:
+def _supplied(reader: base.Reader, model: str) -> base.Reader:
+    if any(codec.name == "tok" for codec in reader.header.codecs):
+        reader.supply["vocabulary"] = _tokenizer(model)
+    return reader
+
+
+def _tokenizer(model: str) -> Any:
+    import kobza
+
+    return kobza.open(model).tokenizer
+
+
+def _pack_stream(file: Path, codec: str, target: Path, model: str) -> int:
     with _opened(file) as source, atomic_file(target) as sink, task("packing", file.stat().st_size) as work:
         piece = source.read(SAMPLE)
-        coder, log2 = coder_of(codec, piece)
+        coder, log2 = coder_of(codec, piece, model)
         writer = base.Writer(sink, [coder], block_log2=min(log2, base.fitting_block(file.stat().st_size, log2)))
         while piece:
             writer.write(piece)
@@ -202,11 +213,21 @@ def _pack_stream(file: Path, codec: str, target: Path) -> int:
     return sum(raw for raw, _ in writer.blocks)
 
 
-def _pack_archive(files: Sequence[Path], codec: str, target: Path) -> int:
-    coder, log2 = coder_of(codec, b"")
+def _pack_archive(files: Sequence[Path], codec: str, target: Path, model: str) -> int:
+    coder, log2 = coder_of(codec, _sample(files), model)
     with atomic_file(target) as sink:
         entries = pack_paths(files, sink, [coder], block_log2=log2)
     return sum(entry.size for entry in entries)
+
+
+def _sample(files: Sequence[Path]) -> bytes:
+    """Return the first bytes of the first regular file: something for a codec to learn from."""
+    inside = (inner for file in files for inner in ([file] if not file.is_dir() else sorted(file.rglob("*"))))
+    first = next((path for path in inside if path.is_file() and not path.is_symlink()), None)
+    if first is None:
+        return b""
+    with _opened(first) as source:
+        return bytes(source.read(SAMPLE))
 
 
 def _pack_by_model(files: Sequence[Path], codec: str, target: Path, model: str) -> int:

@@ -20,7 +20,13 @@ MaxRatio = Annotated[
 ]
 MaxMemory = Annotated[int, typer.Option("--max-memory", min=0, metavar="BYTES", help="Memory a codec may take.")]
 ModelName = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help="The model that packs (lm).", autocompletion=spec.complete_model)
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The model that packs (lm), or whose tokens do (tok).",
+        autocompletion=spec.complete_model,
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace a file that exists.")]
 

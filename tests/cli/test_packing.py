@@ -109,6 +109,16 @@ def test_a_model_packs_and_gives_back_any_bytes(tiny: object, kobza: Kobza, poem
     assert Path("back").read_bytes() == TEXT[-80:]
 
 
+def test_tokens_pack_and_give_back_files_and_folders(tiny: object, kobza: Kobza, poem: Path) -> None:
+    Path("poem.txt.kbz").write_bytes(b"another file")
+    for words in ("poem.txt -o one.kbz", "poem.txt poem.txt.kbz -o both.kbz"):
+        packed = kobza(f"pack {words} -c tok:second=lzma --model tiny")
+        assert packed.code == 0, packed.err
+        assert kobza(f"verify {words.split()[-1]} --model tiny").code == 0
+    assert kobza("unpack one.kbz -o back --model tiny").code == 0
+    assert Path("back").read_bytes() == TEXT
+
+
 def test_explain_counts_the_bits_of_every_token(tiny: object, kobza: Kobza, poem: Path) -> None:
     rows = rows_of(kobza("explain poem.txt --model tiny --limit 60 --jsonl"))
     assert "".join(row["token"] for row in rows).startswith("Reve")
