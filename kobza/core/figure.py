@@ -28,7 +28,7 @@ KINDS = {
     "image": "values (rows x columns), rows?, columns?, marks? (same shape, true = cross), diverging?",
     "points": "x, y, labels?, color?, named?: [{label, x, y}]",
     "map": "as points, for tens of thousands; a canvas in HTML",
-    "tokens": "pieces: [{text, value?, title?}]",
+    "tokens": "pieces: [{text, value?, title?, group?}]; pieces of one group share a color",
 }
 # Okabe & Ito's palette, legible on light and dark ground and to the color-blind
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"]

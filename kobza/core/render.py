@@ -151,8 +151,10 @@ def _tokens(figure: Figure) -> str:
     spans = []
     for number, piece in enumerate(pieces):
         value = piece.get("value")
-        # without values the ground alternates over six hues, so that neighbors differ
-        hue, strength = (28, 62 * abs(value) / top) if value is not None else (number * 67 % 360, 26)
+        # without values the ground alternates over six hues, so that neighbors differ; pieces of one group share a hue
+        group = piece.get("group")
+        plain = (number * 67 % 360, 26) if group is None else (group * 67 % 360, 22 + 22 * (number % 2))
+        hue, strength = (28, 62 * abs(value) / top) if value is not None else plain
         ground = f"background:hsl({hue} 85% 50% / {strength:.0f}%)"
         title = f' title="{escape(str(piece["title"]), quote=True)}"' if piece.get("title") else ""
         spans.append(f'<i style="{ground}"{title}>{_visible(piece["text"])}</i>')
