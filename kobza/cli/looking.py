@@ -118,7 +118,6 @@ def look(
         kobza look smollm2 projection -o map.html
         kobza look smollm2 sizes spectrum -o page.html
         kobza look glove.txt.gz 'words:word="king - man + woman"'
-        kobza look glove.txt.gz 'words:word="king - man + woman"'
 
     All options of a view: kobza help neighbors
     """
@@ -130,10 +129,6 @@ def look(
     if not views:
         raise BadValue("no view was named.", "See all: kobza list embeddings")
     steps = [parse_technique("embeddings", view) for view in views]
-    from kobza.embeddings.base import WORD_FILES, subject
-
-    if model.lower().endswith(WORD_FILES) and not edit:
-        return _seen(subject(model), steps)
     from kobza.embeddings.base import WORD_FILES, subject
 
     if model.lower().endswith(WORD_FILES) and not edit:

@@ -16,12 +16,12 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from kobza.recipes.journal import plain
 
-_HOUSE = Path(__file__).resolve().parents[2]
+# a worker finds its modules where this process finds them, whatever the folder or the environment
+BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from kobza.recipes.worker import main; main()"
 THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -84,11 +84,10 @@ class Pool:
     def hire(self) -> Worker:
         """Start one more process."""
         environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONUNBUFFERED": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(_HOUSE), environment.get("PYTHONPATH", "")) if p)
         # the file has no name on the disk: nothing to tidy away
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kobza.recipes.worker"],
+            [sys.executable, "-c", BEGIN, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -90,7 +90,7 @@ def sweep(
             journal.merge(_journal_of(other))
         mine = share(works, part)
         journal.retry(w.key for w in mine)
-        _Driver(journal, pool, recipe, memory).work(mine, workers or min(WORKERS, os.cpu_count() or 1))
+        _Driver(journal, pool, recipe, memory).work(mine, workers or min(WORKERS, processors()))
         result = collect(recipe, works, journal, about, records)
         with journal.alone():
             result.save(run.folder / runs.RESULT, replace=True)
@@ -133,6 +133,14 @@ def group(chain: Chain) -> str:
         numbers = {o.name for o in described("edits", step.name) if set(o.kinds) & {"int", "float"}}
         kept.append(Step(step.name, {k: v for k, v in step.options.items() if k not in numbers}))
     return spell_chain(kept)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
 
 
 def files_in(step: Step) -> list[str]:
@@ -234,8 +242,7 @@ class _Driver:
         self.queue = _grouped(self.open.values())
         self.count = max(1, min(count, len(self.open)))
         try:
-            with task("sweep", len(works)) as work:
-                work.step(len(works) - len(self.open), note="")
+            with task("sweep", len(self.open)) as work:
                 while self.open:
                     self._turn(work)
         finally:

@@ -164,7 +164,3 @@ def _bug(error: Exception) -> dict[str, Any]:
     return {
         "error": {"kind": "bug", "message": f"{type(error).__name__}: {error}", "hint": "", "exit_code": 70},
     }
-
-
-if __name__ == "__main__":
-    main()

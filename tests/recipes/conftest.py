@@ -1,6 +1,5 @@
 """Edits of an outside package that misbehave, and a runs folder of the test's own."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +59,6 @@ def harm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: harmful\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[kobza.edits]\nharm = harmful\n")
     monkeypatch.syspath_prepend(site)
-    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     _forget()
     yield
     _forget()
