@@ -120,7 +120,10 @@ def kept_lines(words: str) -> str:
 
 def _evaluated(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
     # by hand, since the return types are names for the type checker only, whose modules are not imported
-    return eval(parameter.annotation, function.__globals__) if isinstance(parameter.annotation, str) else Any
+    if parameter.annotation is inspect.Parameter.empty:
+        return Any
+    kind = parameter.annotation
+    return eval(kind, function.__globals__) if isinstance(kind, str) else kind
 
 
 @contextmanager

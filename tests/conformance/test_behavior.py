@@ -23,6 +23,7 @@ TEXT = b"the banks of the wide Dnipro, the steep cliffs, the waves that roar and
 SMALL: dict[str, Any] = {
     "rank": 8, "dimensions": 8, "k": 5, "count": 5, "components": 2, "tokens": 8, "window": 64, "overlap": 16,
     "token": " t", "strength": 0.5, "factor": 0.5, "repeats": 1, "prompt": "the banks",
+    "clean": "the winds of it", "corrupt": "the winks of it",
 }  # fmt: skip
 # figures that a clock or the operating system gives: they differ between equal runs
 NOT_REPEATABLE = {"speed", "memory"}
@@ -110,6 +111,17 @@ def decoding(model: Any, name: str, **forced: Any) -> Any:
     return {"text": text, "ids": list(generation.ids)}
 
 
+def interventions(model: Any, name: str, **forced: Any) -> Any:
+    result = techniques.verb("interventions", name)(model, **chosen("interventions", name, **forced))
+    assert result.tables
+    assert result.made_by["how"]["technique"] == name
+    for figure in [*result.figures, *(f for table in result.tables for f in table.figures)]:
+        assert figure.html()
+        assert figure.caption
+    assert kobza.Result.from_json(json.loads(result.json_text())).to_json() == result.to_json()
+    return [part.to_json() for part in (*result.tables, *result.readings)]
+
+
 def codecs(model: Any, name: str, **forced: Any) -> Any:
     from kobza.models.predictor import ModelPredictor
 
@@ -124,6 +136,7 @@ def codecs(model: Any, name: str, **forced: Any) -> Any:
 
 DRIVERS: dict[str, Callable[..., Any]] = {
     "codecs": codecs, "decoding": decoding, "edits": edits, "embeddings": embeddings, "measures": measures,
+    "interventions": interventions,
 }  # fmt: skip
 
 
