@@ -23,6 +23,7 @@ from kobza.tokens.base import Token, Tokenizer, _as_bytes, printable
 
 _WORD = re.compile(r"\w+")
 SHOWN = 4000  # bytes of a text drawn as colored tokens
+LISTED = 40  # disagreements in a whole comparison
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def compare(tokenizers: Sequence[Tokenizer], text: str | bytes | Text) -> Result
     data = _data(text)
     counts = table(tokenizers, data)
     drawn, counts.figures = counts.figures, []
-    more = [overlap(tokenizers), lacking(tokenizers, data), disagreements(tokenizers, data)]
+    more = [overlap(tokenizers), lacking(tokenizers, data), disagreements(tokenizers, data).head(LISTED)]
     return Result(title="Vocabularies side by side", tables=[counts, *more], figures=drawn)
 
 

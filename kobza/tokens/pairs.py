@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from pathlib import Path
@@ -33,6 +33,7 @@ from kobza.tokens.patterns import PATTERNS
 from kobza.tokens.ranks import Merge, Ranked, byte_ranks
 
 Ints = NDArray[np.int64]
+_NOWHERE = np.empty(0, dtype=np.int64)
 _SHIFT = 32  # a pair is one number: left id << 32 | right id
 
 
@@ -95,13 +96,35 @@ def from_words(
     name: str = "trained",
 ) -> Trained:
     """Train on pieces that are already cut and counted; the options are those of `train`."""
+    return in_stages([words], [1.0], size=size, pattern=pattern, special=special, least=least, name=name)
+
+
+def in_stages(
+    corpora: Sequence[Mapping[bytes, int]],
+    until: Sequence[float],
+    *,
+    size: int,
+    pattern: str,
+    special: Iterable[str] = ("<|endoftext|>",),
+    least: int = 2,
+    name: str = "trained",
+) -> Trained:
+    """Train on one corpus after the other, or on one that is cut differently in each stage.
+
+    Args:
+        corpora: counted pieces of each stage.
+        until: share of all merges that are made when a stage ends; the last is 1 [fraction, 0 .. 1].
+        size, pattern, special, least, name: as `train`.
+    """
     names = list(special)
     wanted = size - 256 - len(names)
     if wanted < 0:
         raise OutOfRange(f"size is {size}; 256 bytes and {len(names)} control tokens need {256 + len(names)}.")
     if least < 1:
         raise OutOfRange(f"least is {least}; it must be at least 1.")
-    found = merges(words, wanted, least)
+    found: list[tuple[int, int, int]] = []
+    for words, share in zip(corpora, until, strict=True):
+        found = merges(words, round(wanted * share), least, found)
     if len(found) < wanted:
         raise OutOfRange(
             f"size is {size}, but the corpus allows {256 + len(names) + len(found)}: no other pair of tokens stands "
@@ -142,12 +165,21 @@ def parts(text: str | bytes | Text | Iterable[str | bytes | Text]) -> Iterable[s
         yield data.decode("utf-8", errors="replace")
 
 
-def merges(words: Mapping[bytes, int], count: int, least: int = 2) -> list[tuple[int, int, int]]:
-    """Return the first merges of a corpus: (left id, right id, how often it stood there); see `plain_pairs.merges`."""
+def merges(
+    words: Mapping[bytes, int], count: int, least: int = 2, given: Sequence[tuple[int, int, int]] = ()
+) -> list[tuple[int, int, int]]:
+    """Return the first merges of a corpus: (left id, right id, how often it stood there); see `plain_pairs.merges`.
+
+    Args:
+        words, count, least: as there.
+        given: merges made before on another corpus; they are joined first and begin the list.
+    """
     corpus = _Corpus.of(words)
-    found = []
+    found = list(given)
+    for n, (left, right, _) in enumerate(given):
+        corpus.join(left << _SHIFT | right, 256 + n)
     with task("train", count) as work:
-        for new in range(256, 256 + count):
+        for new in range(256 + len(given), 256 + count):
             best = corpus.best(least)
             if best is None:
                 break
@@ -220,6 +252,8 @@ class _Corpus:
     def join(self, key: int, new: int) -> None:
         """Replace a pair wherever it stands and bring the counts beside it up to date."""
         left = self._standing(key)
+        if not len(left):
+            return
         right = self.after[left]
         self._add(_unique(np.concatenate([self.before[left], left, right])), -1)
         last = self.after[right]
@@ -233,7 +267,7 @@ class _Corpus:
 
     def _standing(self, key: int) -> Ints:
         """Return the places where a pair stands, left ends, none of them overlapping, in order."""
-        lists = self.places[key]
+        lists = self.places.get(key, [_NOWHERE])
         listed = lists[0] if len(lists) == 1 else _unique(np.concatenate(lists))
         left, right = key >> _SHIFT, key & 0xFFFFFFFF
         found = listed[(self.ids[listed] == left) & (self.ids[self.after[listed]] == right)]
