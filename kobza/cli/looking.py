@@ -77,8 +77,13 @@ def tokens(
     ] = "",
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="List every token of the vocabulary.")] = False,
     pieces: Annotated[bool, typer.Option("--pieces", help="Print the text cut into its tokens.")] = False,
-) -> Table | str:
+    others: Annotated[
+        str, typer.Option("--with", metavar="A,B,...", help="Compare these vocabularies, and MODEL if TEXT is given.")
+    ] = "",
+) -> Result | Table | str:
     """Show how a model cuts a text into tokens. Ids, exact bytes, the start mark in front.
+
+    A vocabulary file (.tiktoken, tokenizer.json, a SentencePiece .model) or bytes will do instead of a model.
 
     Examples:
 
@@ -86,10 +91,19 @@ def tokens(
         kobza tokens smollm2 "lava flows" --pieces
         kobza tokens smollm2 --text poem.txt --csv
         kobza tokens smollm2 --vocabulary -o vocabulary.csv
+        kobza tokens "lava flows" --with smollm2,o200k_base.tiktoken,bytes --pieces
+        kobza tokens smollm2 --text poem.txt --with o200k_base.tiktoken -o page.html
     """
     from kobza.cli.pieces import colored, token_table
+    from kobza.models.vocabulary import vocabulary as open_vocabulary
 
-    tokenizer = opened_model(model).tokenizer
+    if others:
+        from kobza.cli.vocabularies import side_by_side
+
+        is_text = words is None and not text  # then the only word is the text
+        names = [*([] if is_text else [model]), *others.split(",")]
+        return side_by_side(names, _given(model if is_text else words, text), pieces=pieces)
+    tokenizer = open_vocabulary(model)
     if vocabulary:
         return tokenizer.table()
     data = _given(words, text)
