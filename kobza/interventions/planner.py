@@ -176,6 +176,13 @@ class Run:
         """Return the outcome of the prompt as it is."""
         return self.outcome([()], metrics)
 
+    @torch.inference_mode()
+    def nats_of(self, cell: Cell) -> Tensor:
+        """Return the nats (T - 1,) of each token of the prompt but the first, in one changed run, by a whole pass."""
+        with hooked(self.model, [Hook(edit.site, _putter(edit)) for edit in cell]):
+            logits = self.model.module(input_ids=self._tensor(), use_cache=False).logits[0, :-1].float()
+        return (logits.logsumexp(-1) - logits.gather(1, self._tensor()[0, 1:, None])[:, 0]).double()
+
     def _read(self, last: Tensor, nats: Tensor, metrics: Sequence[Metric]) -> Outcome:
         per_token = nats / max(1, self.length - 1)
         columns = [per_token if m.name == "loss" else m.read(last) for m in metrics]
