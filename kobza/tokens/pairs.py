@@ -5,7 +5,7 @@ right id is; ids are ranks, the 256 bytes in GPT-2's order, then the merges. Tha
 Face's `tokenizers` does, so its merges are equal. Counts have 64 bits and are checked not to wrap.
 
 All places of a pair are joined in one step of array arithmetic; only the counts of pairs beside them change. Memory
-is about 40 bytes for each byte of the *different* pieces of a corpus, however long the corpus is.
+grows with the different pieces of a corpus (about 140 bytes for each byte of theirs), not with its length.
 
 Source: Gage (1994), "A New Algorithm for Data Compression"; Sennrich et al. (2016), arXiv:1508.07909, algorithm 1.
 """
