@@ -13,6 +13,8 @@ from kobza.cli import tour_chapters, tour_sweep
 from kobza.cli.tour_page import Chapter, folded, learned, said, side_by_side, tour_page
 from kobza.core.files import write_atomic
 from kobza.core.progress import task
+from kobza.core.render import heading
+from kobza.core.table import Table
 from kobza.core.texts import text
 
 if TYPE_CHECKING:
@@ -20,19 +22,32 @@ if TYPE_CHECKING:
     from kobza.models.model import Model
 
 PROMPT = "The sea was calm, and"
-PACKED = 1000  # bytes of the text that is really packed: token by token, so it is slow
+PACKED = 500  # bytes of the text that is really packed: token by token, so it is slow
 SPOKEN = 28  # tokens of each sample
-# what is said with: (title, edit); the rank is two thirds of the width
-VOICES = (
-    ("unedited", ""),
-    ("plain SVD, input only", "lowrank:where=embed.in,rank={rank}"),
-    ("random projection, input only", "random_projection:where=embed.in,rank={rank}"),
-    ("frequency and gradient, input only", "lowrank:where=embed.in,rank={rank},weights=fisher,metric=moments"),
-    ("plain SVD, both ends", "lowrank:where=embed,rank={rank}"),
-    ("frequency and gradient, both ends", "lowrank:where=embed,rank={rank},weights=fisher,metric=moments"),
-    ("noise 0.5, both ends", "noise:where=embed,strength=0.5"),
-    ("noise 2, input only", "noise:where=embed.in,strength=2"),
-    ("halved, input only", "scaling:where=embed.in,factor=0.5"),
+# what speaks: (method, [(strength in words, edit)]); r0, r1, r2 are the ranks of the sweep
+STRENGTHS = tuple(f"{share:.0%} of the dimensions" for share in tour_sweep.SHARES)
+VOICES: tuple[tuple[str, Sequence[tuple[str, str]]], ...] = (
+    ("unedited", [("as opened", "")]),
+    *(
+        (
+            f"{method}, {tour_sweep.ENDS[end]}",
+            [(words, f"{tour_sweep.RANKED[method]}where={end},rank={{r{i}}}") for i, words in enumerate(STRENGTHS)],
+        )
+        for method, end in (
+            (tour_sweep.PLAIN, "embed.in"),
+            (tour_sweep.RANDOM, "embed.in"),
+            (tour_sweep.BEST, "embed.in"),
+            (tour_sweep.BEST, "embed"),
+        )
+    ),
+    (
+        "noise, input table only",
+        [(f"{s:g} standard deviations", f"noise:where=embed.in,strength={s:g}") for s in tour_sweep.NOISE["embed.in"]],
+    ),
+    (
+        "scaling, input table only",
+        [(f"times {s:g}", f"scaling:where=embed.in,factor={s:g}") for s in tour_sweep.SCALES],
+    ),
 )
 
 
@@ -63,27 +78,30 @@ def _made(model: str, *, quick: bool) -> str:
         for chapter in look:
             chapters.append(chapter(opened, model))
             work.step(note=chapters[-1].title)
-        samples = voices(opened)  # before the sweep: what the text says of the table is then in the cache for workers
+        samples = voices(
+            opened, quick=quick
+        )  # before the sweep: what the text says of the table is then in the cache for workers
         work.step(note="samples")
         result = swept(opened, model, quick=quick)
         work.step(note="sweep")
-        chapters += [*changed(opened, result, model), spoken(opened, samples, result), summed_up(opened, result)]
+        chapters += [*changed(opened, result, model), spoken(samples, result), summed_up(opened, result)]
     return tour_page(*_front(opened, result), chapters)
 
 
-def voices(model: Model) -> list[tuple[str, str, str]]:
-    """Return (title, edit, text) for every voice: the same prompt, the likeliest tokens."""
+def voices(model: Model, *, quick: bool = False) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Return (method, [(strength, edit, text)]): the same prompt, the likeliest tokens."""
     from kobza.core.progress import progress
     from kobza.decoding import greedy
     from kobza.recipes.recipe import chain
     from kobza.recipes.running import apply
 
-    said_by = []
-    rank = round(tour_sweep.SHARES[1] * model.width)
-    for title, edit in progress(VOICES, "speak"):
-        changed_model = apply(model, chain(edit.format(rank=rank)))
-        said_by.append((title, edit.format(rank=rank), greedy.generate(changed_model, PROMPT, tokens=SPOKEN).text))
-    return said_by
+    ranks = {f"r{i}": round(share * model.width) for i, share in enumerate(tour_sweep.SHARES)}
+    found = []
+    for method, kinds in progress(VOICES, "speak"):
+        edits = [(words, edit.format(**ranks)) for words, edit in (kinds[1:2] if quick and len(kinds) > 1 else kinds)]
+        texts = [greedy.generate(apply(model, chain(edit)), PROMPT, tokens=SPOKEN).text for _, edit in edits]
+        found.append((method, [(words, edit, text) for (words, edit), text in zip(edits, texts, strict=True)]))
+    return found
 
 
 def swept(model: Model, spec: str, *, quick: bool = False) -> Result:
@@ -100,10 +118,9 @@ def changed(model: Model, result: Result, spec: str) -> list[Chapter]:
     table, names = result.tables[0], [record["name"] for record in result.made_by["texts"]]
     found, main = tour_sweep.points(table), names[0]
     texts = [text(name) for name in names]
-    lines = [tour_sweep.share_figure(found, end, main, model.width) for end in tour_sweep.ENDS]
-    others = [
-        side_by_side(*(tour_sweep.share_figure(found, end, name, model.width) for end in tour_sweep.ENDS))
-        for name in names[1:]
+    drawn = [
+        side_by_side(*(tour_sweep.share_figure(found, end, one, model.width, table) for end in tour_sweep.ENDS))
+        for one in texts
     ]
     strengths = [
         tour_sweep.strength_figure(found, "noise", main, "noise, standard deviations of the table"),
@@ -113,8 +130,8 @@ def changed(model: Model, result: Result, spec: str) -> list[Chapter]:
     blocks = [
         tour_sweep.base_table(table, texts),
         proof(model, main),
-        side_by_side(*lines),
-        folded("the same on the other texts", *others),
+        drawn[0],
+        folded("the same on the other texts", *drawn[1:]),
         side_by_side(*strengths),
         tour_sweep.text_table(found, model.width, names),
         folded("every measurement", _bare(table)),
@@ -144,16 +161,19 @@ def proof(model: Model, name: str) -> str:
     )
 
 
-def spoken(model: Model, samples: Sequence[tuple[str, str, str]], result: Result) -> Chapter:
+def spoken(samples: Sequence[tuple[str, list[tuple[str, str, str]]]], result: Result) -> Chapter:
     """Return the chapter of samples, each with the bits per byte that the sweep measured for its edit."""
     main = result.made_by["texts"][0]["name"]
     found = tour_sweep.points(result.tables[0])
-    shown = [(title, _measured(edit, found, result, main), words) for title, edit, words in samples]
+    blocks: list[Any] = []
+    for method, said_by in samples:
+        shown = [(words, _measured(edit, found, result, main), text) for words, edit, text in said_by]
+        blocks += [heading(method, 3), said(PROMPT, shown)]
     claim = (
         "One prompt, the likeliest token each time. A number says how much was lost; a sentence shows what kind of "
-        "loss it is. The figure beside each title is bits per byte on the English text."
+        "loss it is. The figure beside each strength is bits per byte on the English text."
     )
-    return Chapter("samples", "Let it speak", claim, [said(PROMPT, shown)], "kobza say smollm2 '...'")
+    return Chapter("samples", "Let it speak", claim, blocks, f"kobza say smollm2 '{PROMPT}'")
 
 
 def summed_up(model: Model, result: Result) -> Chapter:
@@ -198,7 +218,5 @@ def _measured(edit: str, found: Sequence[tour_sweep.Point], result: Result, main
     return f"{point.bits:.3f} bit/B" if point else ""
 
 
-def _bare(table: Any) -> Any:
-    from kobza.core.table import Table
-
+def _bare(table: Table) -> Table:
     return Table(table.rows, units=table.units, title=table.title, note=table.note, order=table.columns)

@@ -126,8 +126,9 @@ def clumps(model: Model, spec: str) -> Chapter:
     table = view(model, "correlation")
     together = [row for row in table if row["what"] != "in no clump"]
     claim = (
-        f"{sum(row['size'] for row in together)} of {model.vocabulary:,} rows lie in {len(together)} clumps of nearly "
-        "identical vectors: tokens that training hardly ever saw and never moved apart."
+        f"{sum(row['size'] for row in together)} of {model.vocabulary:,} rows lie in {len(together)} "
+        f"clump{'s' * (len(together) != 1)} of nearly identical vectors: tokens that training hardly ever saw "
+        "and never moved apart."
     )
     if together:
         norm = together[0]["mean norm"]

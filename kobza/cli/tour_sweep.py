@@ -13,6 +13,7 @@ from typing import Any
 
 from kobza.core.figure import Figure
 from kobza.core.table import Table
+from kobza.core.texts import Text
 from kobza.recipes.recipe import Chain, Recipe, chain
 from kobza.recipes.tabling import UNEDITED, packed_bits
 
@@ -20,13 +21,13 @@ SHARES = (0.45, 0.67, 0.89)
 """Shares of the dimensions that are kept; between them the methods change places."""
 
 ENDS = {"embed.in": "input table only", "embed": "both ends"}
-BEST, PLAIN = "SVD by frequency and gradient", "plain SVD"
+BEST, FREQUENCY, PLAIN = "SVD by frequency and gradient", "SVD by token frequency", "plain SVD"
 RANDOM, RESCALED = "random projection", "random, rescaled"
 # method -> the edit that makes it, without rank and end
 RANKED = {
     PLAIN: "lowrank:",
     "centered SVD": "lowrank:center=true,",
-    "SVD by token frequency": "lowrank:weights=frequency,",
+    FREQUENCY: "lowrank:weights=frequency,",
     BEST: "lowrank:weights=fisher,metric=moments,",
     RANDOM: "random_projection:",
     RESCALED: "random_projection:rescale=true,",
@@ -115,16 +116,20 @@ def chosen(found: Sequence[Point], **equal: Any) -> list[Point]:
     return [p for p in found if all(getattr(p, key) == value for key, value in equal.items())]
 
 
-def share_figure(found: Sequence[Point], end: str, text: str, width: int, top: float | None = None) -> Figure:
+def share_figure(found: Sequence[Point], end: str, text: Text, width: int, table: Table) -> Figure:
     """Return bits per byte (as a factor) against the share of dimensions kept, one line per method."""
     series = []
     for method in RANKED:
-        line = _line(chosen(found, method=method, end=end, text=text), lambda p: p.strength / width)
+        line = _line(chosen(found, method=method, end=end, text=text.name), lambda p: p.strength / width)
         if line["x"]:
             series.append({"name": method, **line})
-    marks = [{"y": 1.0, "label": UNEDITED}, *([{"y": top, "label": "xz -9e"}] if top else [])]
-    caption = f"{_title(text)}. Mean of two draws for the random methods; bands: 95 % paired bootstrap, or both draws."
-    data = {"series": series, "hlines": marks, "logy": True}
+    unedited = base(table, text.name)["bits_per_byte"]
+    marks = [{"y": bits / unedited, "label": name} for name, bits in packed_bits(text)[1:]]
+    caption = (
+        f"{_title(text.name)}. Mean of two draws for the random methods; bands: 95 % paired bootstrap, or both draws. "
+        "Dotted: unedited, and xz -9e, which knows no language."
+    )
+    data = {"series": series, "hlines": [{"y": 1.0, "label": UNEDITED}, *marks], "logy": True}
     return Figure("lines", data, ENDS[end].capitalize(), caption, "share of dimensions kept", "bits/byte, factor")
 
 
@@ -187,6 +192,8 @@ def lessons(found: Sequence[Point], table: Table, text: str, width: int, stored:
     rank = round(SHARES[1] * width)
     made = (_lesson_error, _lesson_best, _lesson_ends, _lesson_bytes, _lesson_noise, _lesson_scale)
     sentences = [lesson(found, text, rank, width, stored) for lesson in made]
+    others = [name for name in dict.fromkeys(p.text for p in found) if name != text]
+    sentences += [_lesson_text(found, other, rank) for other in others]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -201,6 +208,18 @@ def _lesson_error(found: Sequence[Point], text: str, rank: int, width: int, stor
         f"The error of the matrix is not the yardstick. At {rank} of {width} dimensions plain SVD has a relative error "
         f"of {errors[PLAIN]:.2f} and a random projection one of {errors[RANDOM]:.2f}, {word} the model needs "
         f"{factors[PLAIN]:.2f} times its bits after SVD and {factors[RANDOM]:.2f} times after the random projection."
+    )
+
+
+def _lesson_text(found: Sequence[Point], text: str, rank: int) -> str:
+    by = {m: mean(chosen(found, method=m, end="embed.in", strength=rank, text=text)) for m in (PLAIN, FREQUENCY, BEST)}
+    plain, frequency, best = by.values()
+    if plain is None or frequency is None or best is None:
+        return ""
+    harm = "worse than no weights at all" if frequency > plain else "better than no weights"
+    return (
+        f"On {_title(text)} weights by token frequency are {harm} at the input: {frequency:.2f} against {plain:.2f}; "
+        f"with the gradient as well it is {best:.2f}. Both come from other parts of the English text and the code."
     )
 
 
@@ -316,5 +335,5 @@ def _method(row: dict[str, Any]) -> tuple[str, float]:
     if row.get("metric") == "moments":
         return BEST, row["rank"]
     if row.get("weights") == "frequency":
-        return "SVD by token frequency", row["rank"]
+        return FREQUENCY, row["rank"]
     return ("centered SVD" if row.get("center") else PLAIN), row["rank"]
