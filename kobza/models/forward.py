@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from kobza.models.gradients import OutputMoments, embedding_gradients, output_moments
 from kobza.models.model import Model
@@ -64,8 +63,7 @@ def token_bits(
     bits = torch.empty(len(tokens))
     for at, rows in logit_chunks(model, tokens, window, overlap, chunk):
         targets = tokens[at].to(rows.device)
-        # log-sum-exp minus the target's logit; on a CPU this one call is 5 % faster than the two
-        bits[at] = (cross_entropy(rows, targets, reduction="none") * BITS).cpu()
+        bits[at] = (_surprise(rows, targets) * BITS).cpu()
         del rows  # before the next chunk is made
     bits[without_context(model, len(tokens), window, overlap)] = math.log2(model.vocabulary)
     return bits
@@ -117,6 +115,16 @@ def logit_chunks(
         for part in range(0, len(at), chunk):
             rows = states[part : part + chunk]
             yield at[part : part + chunk], (rows if is_logits else head(model, rows)).float()
+
+
+def _surprise(rows: Tensor, targets: Tensor) -> Tensor:
+    """Return log-sum-exp minus the target's logit, in nats; the logits (t, V) are overwritten.
+
+    In place it is as fast as torch's cross_entropy, whose float32 sums over 49,152 ids read 1e-5 bits a token low.
+    """
+    wanted = rows.gather(-1, targets[:, None])[:, 0]
+    top = rows.amax(-1, keepdim=True)
+    return rows.sub_(top).exp_().sum(-1).log_().add_(top[:, 0]).sub_(wanted)
 
 
 def _runs(at: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
