@@ -12,6 +12,7 @@ import typer
 from kobza.cli import show, spec
 from kobza.cli.frame import command
 from kobza.core import cards, techniques
+from kobza.core.errors import UnknownName
 from kobza.core.options import Option, check, word
 
 ROOM = "interventions"
@@ -57,8 +58,12 @@ def _kind(option: Option) -> Any:
 
 
 def _help(name: str) -> str:
-    card = cards.card(ROOM, name)
-    return f"{card.title}. {card.claim}\n\nAll about it: kobza help {name}"
+    about = f"All about it: kobza help {name}"
+    try:
+        card = cards.card(ROOM, name)
+    except UnknownName:  # a technique of an outside package has none, and must not break the other commands
+        return about
+    return f"{card.title}. {card.claim}\n\n{about}"
 
 
 def _run(
