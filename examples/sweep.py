@@ -7,7 +7,7 @@ import sys
 
 import kobza
 
-if __name__ == "__main__":  # the worker processes import this file
+if __name__ == "__main__":
     model = sys.argv[1] if len(sys.argv) > 1 else "smollm2"
     recipe = kobza.Recipe.from_yaml(f"""
         title: Noise on the input table

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kobza.core import techniques
+from kobza.recipes.recipe import Recipe
+
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 
 
@@ -19,6 +22,16 @@ def test_the_example_runs_and_prints(
     monkeypatch.setattr("sys.argv", [str(path), "tiny"])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES[0].parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipe_is_a_sweep_of_known_techniques(path: Path) -> None:
+    recipe = Recipe.from_yaml(path.read_text(encoding="utf-8"))
+    assert recipe.is_sweep
+    assert len(list(recipe.points())) > 10
+    for chain in recipe.compare:
+        for step in chain:
+            assert set(step.options) <= {option.name for option in techniques.described("edits", step.name)}
 
 
 def test_the_example_of_the_readme_runs_and_prints(
