@@ -22,11 +22,12 @@ SHARES = (0.45, 0.67, 0.89)
 
 ENDS = {"embed.in": "input table only", "embed": "both ends"}
 BEST, FREQUENCY, PLAIN = "SVD by frequency and gradient", "SVD by token frequency", "plain SVD"
+CENTERED = "centered SVD"
 RANDOM, RESCALED = "random projection", "random, rescaled"
 # method -> the edit that makes it, without rank and end
 RANKED = {
     PLAIN: "lowrank:",
-    "centered SVD": "lowrank:center=true,",
+    CENTERED: "lowrank:center=true,",
     FREQUENCY: "lowrank:weights=frequency,",
     BEST: "lowrank:weights=fisher,metric=moments,",
     RANDOM: "random_projection:",
@@ -34,7 +35,9 @@ RANKED = {
 }
 DRAWN = (RANDOM, RESCALED)
 NOISE, SCALES = {"embed.in": (0.5, 1, 2), "embed": (0.1, 0.5, 1)}, (0.5, 2)
-TEXTS = ("topics[:6000]", "source[:3000]", "ukrainian[:1500]")
+# one window of 1024 tokens each: about a minute of one core for six edits
+TEXTS = ("topics[:4500]", "source[:3000]", "ukrainian[:1500]")
+QUICK_TEXTS = ("topics[:600]", "source[:300]", "ukrainian[:300]")
 TITLES = {"topics": "English prose", "source": "source code", "ukrainian": "Ukrainian"}
 
 
@@ -75,6 +78,8 @@ def tour_recipe(model: str, width: int, *, quick: bool = False) -> Recipe:
     edits: list[Chain] = []
     for end in ENDS:
         for method, edit in RANKED.items():
+            if method == CENTERED and end == "embed.in":
+                continue  # it hurts there, and the mean of the table matters to the output end alone
             seed = f",seed={draws}" if method in DRAWN else ""
             # the best method is stored as factors, so that stored bytes are what a file would have
             store = ",store=factors" if method == BEST and end == "embed" else ""
@@ -82,8 +87,8 @@ def tour_recipe(model: str, width: int, *, quick: bool = False) -> Recipe:
         noise = NOISE[end][1:2] if quick else NOISE[end]
         edits.append(chain(f"noise:where={end},strength={'|'.join(map(str, noise))}"))
         edits.append(chain(f"scaling:where={end},factor={'|'.join(map(str, SCALES))}"))
-    texts = [text.replace("000]", "00]").replace("1500]", "300]") if quick else text for text in TEXTS]
-    return Recipe(open=model, compare=tuple(edits), measures=chain("bits_per_byte"), text=tuple(texts), title="Tour")
+    texts = QUICK_TEXTS if quick else TEXTS
+    return Recipe(open=model, compare=tuple(edits), measures=chain("bits_per_byte"), text=texts, title="Tour")
 
 
 def points(table: Table) -> list[Point]:
@@ -163,7 +168,7 @@ def text_table(found: Sequence[Point], width: int, texts: Sequence[str]) -> Tabl
     rank = round(SHARES[1] * width)
     rows = []
     for end in ENDS:
-        for method in RANKED:
+        for method in dict.fromkeys(p.method for p in found if p.end == end and p.method in RANKED):
             row: dict[str, Any] = {"edited": ENDS[end], "method": method}
             for text in texts:
                 row[TITLES.get(text.partition("[")[0], text)] = mean(
@@ -336,4 +341,4 @@ def _method(row: dict[str, Any]) -> tuple[str, float]:
         return BEST, row["rank"]
     if row.get("weights") == "frequency":
         return FREQUENCY, row["rank"]
-    return ("centered SVD" if row.get("center") else PLAIN), row["rank"]
+    return (CENTERED if row.get("center") else PLAIN), row["rank"]
