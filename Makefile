@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	touch $@
 
 tour: setup
-	env -u OMP_NUM_THREADS $(BIN)/kobza tour --out tour.html
+	env -u OMP_NUM_THREADS OMP_WAIT_POLICY=passive $(BIN)/kobza tour --out tour.html
 
 test: setup
 	$(BIN)/pytest -q -n 2
