@@ -31,6 +31,7 @@ from kobza.core.options import Option, Step, check, parse, spell
 from kobza.recipes.journal import plain
 from kobza.recipes.ranges import MOST, expand, is_range
 
+_PLUS = re.compile(r"""=\s*(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\s\+\s""", re.DOTALL)
 FIELDS = ("title", "open", "dtype", "steps", "compare", "measures", "text", "seed")
 MODEL = "smollm2"
 MEASURES = ("bits_per_byte", "stored_bytes")
@@ -287,16 +288,10 @@ def _combinations(steps: Chain) -> Iterable[Chain]:
 
 def _split_chain(line: str) -> list[str]:
     """Cut at " + " outside quotes."""
-    parts, quote, begin = [], "", 0
-    for i, c in enumerate(line):
-        if quote:
-            quote = "" if c == quote and line[i - 1] != "\\" else quote
-        elif c in "\"'" and line[i - 1] == "=":
-            quote = c
-        elif c == "+" and re.match(r"\s\+\s", line[i - 1 : i + 2]):
-            parts.append(line[begin:i])
-            begin = i + 1
-    return [*parts, line[begin:]]
+    # a quoted value is taken whole, with its escaped quotes, so that a plus in it separates nothing
+    cuts = [match for match in _PLUS.finditer(line) if match.group().strip() == "+"]
+    begins, ends = [0, *(cut.end() for cut in cuts)], [*(cut.start() for cut in cuts), len(line)]
+    return [line[begin:end] for begin, end in zip(begins, ends, strict=True)]
 
 
 def _seed(value: Any) -> int:
