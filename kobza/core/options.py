@@ -26,7 +26,7 @@ from kobza.core.errors import BadValue, OutOfRange, UnknownOption, guess
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _SCALARS = {"int": "int", "float": "float", "str": "str", "bool": "bool"}
 _HOUSE = Path(__file__).resolve().parents[1]
-_REQUIRED = inspect.Parameter.empty
+_REQUIRED: Any = inspect._empty  # what Parameter.empty is; mypy loses the type of that name now and then
 _PART = re.compile(r"""[^,=]*=\s*(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')\s*(?=,|$)|[^,]*""", re.DOTALL)
 
 
