@@ -9,7 +9,8 @@ import lzma
 import pytest
 
 from kobza.codecs import base, cm
-from kobza.codecs.native.plain_mixing import TABLES
+from kobza.codecs.native.plain_logistic import SQUASH, STRETCH
+from kobza.codecs.native.plain_mixing import HISTORIES
 from kobza.core.errors import OutOfRange
 
 
@@ -27,11 +28,11 @@ def test_the_payload_of_a_fixed_input_never_changes():
 
 
 def test_histories_and_logistic_tables_are_sound():
-    assert len(TABLES.following) == len(TABLES.first) == 239
-    assert all(0 <= state < 239 for pair in TABLES.following for state in pair)
-    assert TABLES.squash == sorted(TABLES.squash)
-    assert TABLES.stretch == sorted(TABLES.stretch)
-    assert len(TABLES.stretch) == 4096
+    assert len(HISTORIES.following) == len(HISTORIES.first) == 239
+    assert all(0 <= state < 239 for pair in HISTORIES.following for state in pair)
+    assert sorted(SQUASH) == SQUASH
+    assert sorted(STRETCH) == STRETCH
+    assert len(STRETCH) == 4096
 
 
 def test_a_few_bytes_cannot_hold_a_large_block():

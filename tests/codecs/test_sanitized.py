@@ -18,7 +18,10 @@ def test_kernels_touch_only_their_own_memory(tmp_path):
     if compiler is None:
         pytest.skip("no C compiler")
     program = tmp_path / "fuzz"
-    sources = [HERE / "fuzz_kernels.c", *(NATIVE / f"{name}.c" for name in ("checksum", "bpe", "ulz", "mixing"))]
+    sources = [
+        HERE / "fuzz_kernels.c",
+        *(NATIVE / f"{name}.c" for name in ("checksum", "bpe", "ulz", "mixing", "logistic")),
+    ]
     made = subprocess.run([compiler, *FLAGS.split(), f"-I{NATIVE}", "-o", program, *sources], capture_output=True)
     if b"cannot find" in made.stderr:
         pytest.skip("the compiler has no sanitizers")

@@ -8,9 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -45,19 +42,6 @@ typedef struct {
     int expected;         /* next bit by the match; -1 without one */
     int probability;
 } Mixer;
-
-static int log2_above(size_t size)
-{
-    int bits = 0;
-    while ((size_t)1 << bits < size)
-        bits++;
-    return bits;
-}
-
-static int between(int low, int value, int high)
-{
-    return value < low ? low : value > high ? high : value;
-}
 
 static void mixer_free(Mixer *m)
 {
@@ -184,15 +168,6 @@ static void find_rows(Mixer *m)
     m->node = 1;
 }
 
-/* probability (22 bits) moves towards the bit by 1 / (n + 1.5), its count n (10 bits) grows to the limit */
-static void adapt(uint32_t *map, int bit)
-{
-    uint32_t count = *map & 1023, p = *map >> 10;
-    int32_t off = ((bit << 22) - (int32_t)p) >> 3;
-    p += (uint32_t)(((int64_t)off * reciprocal[count]) >> 13);
-    *map = p << 10 | (count < LIMIT ? count + 1 : LIMIT);
-}
-
 static void put_match(Mixer *m)
 {
     m->expected = -1;
@@ -246,23 +221,6 @@ static int dot(const int16_t *a, const int16_t *b, int n)
     for (int i = 0; i < n; i++)
         sum += a[i] * b[i];
     return sum >> 15;
-}
-
-/* weight += input * error / 65536, rounded and saturated; n is a multiple of 8 */
-static void train(const int16_t *input, int16_t *weight, int error, int n)
-{
-#if defined(__SSE2__)
-    __m128i wide = _mm_set1_epi16((int16_t)error), one = _mm_set1_epi16(1);
-    for (int i = 0; i < n; i += 8) {
-        __m128i in = _mm_loadu_si128((const __m128i *)(input + i)), w = _mm_loadu_si128((__m128i *)(weight + i));
-        __m128i step = _mm_mulhi_epi16(_mm_add_epi16(in, in), wide);
-        w = _mm_adds_epi16(w, _mm_srai_epi16(_mm_add_epi16(step, one), 1));
-        _mm_storeu_si128((__m128i *)(weight + i), w);
-    }
-#else
-    for (int i = 0; i < n; i++)
-        weight[i] = (int16_t)between(-32768, weight[i] + (((2 * input[i] * error >> 16) + 1) >> 1), 32767);
-#endif
 }
 
 static void mix(Mixer *m)
@@ -335,23 +293,18 @@ static void add_byte(Mixer *m, int byte)
     FETCH(m->seen + match_slot(m));
 }
 
-static void approach(uint16_t *probability, int bit, int rate)
-{
-    *probability = (uint16_t)(*probability + (((bit ? 65535 : 0) - *probability) >> rate));
-}
-
 static void learn(Mixer *m, int bit)
 {
     for (int set = 0; set < SETS; set++)
         train(m->input, m->chosen[set], (((bit << 16) - squash(m->mixed[set])) >> 4) * RATE, INPUTS);
     train(m->last_input, m->last_chosen, (((bit << 16) - squash(m->last_mixed)) >> 4), 8);
     for (int i = 0; i < CONTEXTS; i++) {
-        adapt(m->mapped[i], bit);
+        adapt(m->mapped[i], bit, LIMIT);
         m->bucket[i][m->node] = next_state[m->bucket[i][m->node]][bit];
     }
     approach(&m->direct_row[m->node], bit, 4);
     if (m->match_mapped)
-        adapt(m->match_mapped, bit);
+        adapt(m->match_mapped, bit, LIMIT);
     approach(m->final_at, bit, 6);
 }
 
@@ -379,11 +332,6 @@ static void begin(Mixer *m)
     hash_contexts(m);
     fetch_rows(m, 1);
     find_rows(m);
-}
-
-static uint32_t split(uint32_t low, uint32_t high, int probability)
-{
-    return low + (uint32_t)((uint64_t)(high - low) * (uint32_t)probability >> 16);
 }
 
 int mixing_encode(const uint8_t *data, size_t size, uint8_t *out, size_t room, size_t *out_size)

@@ -1,42 +1,14 @@
-/* Tables of the context mixing, made once: logistic function, its inverse, bit histories. Only for mixing.c. */
+/* Bit histories of the context mixing, made once. Only for mixing.c. */
 #ifndef KOBZA_MIXING_TABLES_H
 #define KOBZA_MIXING_TABLES_H
 
-#include <stdint.h>
+#include "logistic.h"
 
-/* logistic function 65536 / (1 + e^-x) at x = -8, -7.5 .. 8 */
-static const int32_t LOGISTIC[33] = {22,    36,    60,    98,    162,   267,   439,   720,   1179,  1921,  3108,
-                                     4971,  7812,  11955, 17625, 24743, 32768, 40793, 47911, 53581, 57724, 60565,
-                                     62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476, 65500, 65514};
 /* most observations of the rarer bit remembered beside n of the other: limits the histories to 239 */
 static const uint8_t MOST_BESIDE[25] = {24, 24, 14, 9, 7, 6, 5, 4, 3, 3, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-static uint16_t squash_table[4096];
-static int16_t stretch_table[4096];
-static int32_t reciprocal[1024]; /* 65536 / (n + 1.5) */
 static uint8_t next_state[256][2];
 static uint32_t first_map[256]; /* probability of a 1 after a history, 22 bits, and a count, 10 bits */
-
-static int squash(int x)
-{
-    return squash_table[(x < -2047 ? -2047 : x > 2047 ? 2047 : x) + 2048];
-}
-
-static void prepare_logistic(void)
-{
-    for (int i = 0; i < 4096; i++) {
-        int at = i >> 7, part = i & 127;
-        squash_table[i] = (uint16_t)((LOGISTIC[at] * (128 - part) + LOGISTIC[at + 1] * part + 64) >> 7);
-    }
-    int p = 0;
-    for (int x = -2047; x <= 2047; x++)
-        for (; p <= squash_table[x + 2048] >> 4; p++)
-            stretch_table[p] = (int16_t)x;
-    for (; p < 4096; p++)
-        stretch_table[p] = 2047;
-    for (int n = 0; n < 1024; n++)
-        reciprocal[n] = 65536 * 2 / (2 * n + 3);
-}
 
 static int is_history(int zeros, int ones)
 {
@@ -88,7 +60,7 @@ static void prepare_states(void)
 
 void mixing_prepare(void)
 {
-    prepare_logistic();
+    logistic_prepare();
     prepare_states();
 }
 

@@ -17,27 +17,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kobza.codecs.native.plain_logistic import SQUASH, STRETCH, adapt, approach, between, dot, log2_above, split, train
+
 CONTEXTS, INPUTS, SETS, SHORTEST, LONGEST = 8, 24, 3, 5, 65535
 RATE, LIMIT = 5, 1023
 PHI, WORD, PAIR, SPREAD = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0x2545F4914F6CDD1D, 0xBF58476D1CE4E5B9
 M64 = (1 << 64) - 1
 
-# logistic function 65536 / (1 + e^-x) at x = -8, -7.5 .. 8
-LOGISTIC = [
-    22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743, 32768,
-    40793, 47911, 53581, 57724, 60565, 62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476, 65500, 65514,
-]  # fmt: skip
 # most observations of the rarer bit remembered beside n of the other: limits the histories to 239
 MOST_BESIDE = [24, 24, 14, 9, 7, 6, 5, 4, 3, 3, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
 SHRUNK = [0, 1, 2, 2, 3, 4, 4, 4]  # the opposite count after a bit; 8 and more become 5
 
 
-class Tables(NamedTuple):
-    """What is computed once: squash (4096), stretch (4096), 1/n, next history, first probability of a history."""
+class Histories(NamedTuple):
+    """What is computed once: the next history, and the first probability of a history."""
 
-    squash: list[int]
-    stretch: list[int]
-    reciprocal: list[int]
     following: list[tuple[int, int]]
     first: list[int]
 
@@ -66,43 +60,23 @@ def _histories() -> tuple[list[tuple[int, int]], list[int]]:
     return following, first
 
 
-def _tables() -> Tables:
-    squash = [
-        (LOGISTIC[i >> 7] * (128 - (i & 127)) + LOGISTIC[(i >> 7) + 1] * (i & 127) + 64) >> 7 for i in range(4096)
-    ]
-    stretch: list[int] = []
-    for x in range(-2047, 2048):
-        stretch += [x] * ((squash[x + 2048] >> 4) + 1 - len(stretch))
-    stretch += [2047] * (4096 - len(stretch))
-    reciprocal = [65536 * 2 // (2 * n + 3) for n in range(1024)]
-    return Tables(squash, stretch, reciprocal, *_histories())
+HISTORIES = Histories(*_histories())
 
 
-TABLES = _tables()
-
-
-def _between(low: int, value: int, high: int) -> int:
-    return low if value < low else high if value > high else value
-
-
-FIRST_FINAL = [TABLES.squash[_between(-2047, (k - 16) * 128, 2047) + 2048] for k in range(33)]
-
-
-def _log2_above(size: int) -> int:
-    return (size - 1).bit_length() if size > 1 else 0
+FIRST_FINAL = [SQUASH[between(-2047, (k - 16) * 128, 2047) + 2048] for k in range(33)]
 
 
 class _Mixer:
     """Everything learned so far. `text` is the list of bytes known, which the caller extends before `update`."""
 
     def __init__(self, size: int, text: bytes | bytearray) -> None:
-        scale = _log2_above(size)
-        self.bucket_bits, self.direct_bits = _between(8, scale + 1, 20), _between(9, scale, 13) + 4
-        self.final_bits, self.seen_bits = _between(8, scale, 16), _between(8, scale, 20)
+        scale = log2_above(size)
+        self.bucket_bits, self.direct_bits = between(8, scale + 1, 20), between(9, scale, 13) + 4
+        self.final_bits, self.seen_bits = between(8, scale, 16), between(8, scale, 20)
         self.text, self.at, self.match_at, self.match_length = text, 0, 0, 0
         self.slots: list[dict[int, bytearray]] = [{} for _ in range(CONTEXTS)]
         self.seen: dict[int, int] = {}
-        self.maps = [TABLES.first + [0] * (256 - len(TABLES.first)) for _ in range(CONTEXTS)]
+        self.maps = [HISTORIES.first + [0] * (256 - len(HISTORIES.first)) for _ in range(CONTEXTS)]
         rare = [4194303 // (length + 2) for length in range(64)]
         self.match_map = [[p << 10 for p in rare], [(4194303 - p) << 10 for p in rare]]
         self.direct = [32768] * (1 << self.direct_bits)
@@ -127,7 +101,7 @@ class _Mixer:
         at, part = x >> 7, x & 127
         self.final_at = at + (part >= 64)
         refined = (self.final_row[at] * (128 - part) + self.final_row[at + 1] * part) >> 7
-        return _between(16, (TABLES.squash[x] + refined + 1) >> 1, 65520)
+        return between(16, (SQUASH[x] + refined + 1) >> 1, 65520)
 
     def update(self, bit: int) -> None:
         """Learn the bit that came and turn to the next."""
@@ -169,9 +143,9 @@ class _Mixer:
         for i in range(CONTEXTS):
             state = self.buckets[i][self.node]
             p = self.maps[i][state] >> 20
-            self.inputs[2 * i] = TABLES.stretch[p] if state else 0
+            self.inputs[2 * i] = STRETCH[p] if state else 0
             self.inputs[2 * i + 1] = (p - 2048) >> 1 if state else 0
-        self.inputs[2 * CONTEXTS + 2] = TABLES.stretch[self.direct[self.direct_row + self.node] >> 4]
+        self.inputs[2 * CONTEXTS + 2] = STRETCH[self.direct[self.direct_row + self.node] >> 4]
         self.inputs[2 * CONTEXTS + 3] = 256
         self._put_match()
 
@@ -186,29 +160,29 @@ class _Mixer:
             return
         self.expected = byte >> left - 1 & 1
         n = self.match_length
-        self.match_row = n if n < 32 else _between(32, 32 + (_log2_above(n) - 5) * 3, 63)
+        self.match_row = n if n < 32 else between(32, 32 + (log2_above(n) - 5) * 3, 63)
         p = self.match_map[self.expected][self.match_row] >> 20
-        self.inputs[2 * CONTEXTS], self.inputs[2 * CONTEXTS + 1] = TABLES.stretch[p], (p - 2048) >> 1
+        self.inputs[2 * CONTEXTS], self.inputs[2 * CONTEXTS + 1] = STRETCH[p], (p - 2048) >> 1
 
     def _mix(self) -> None:
-        length = _between(1, _log2_above(self.match_length), 15) if self.match_length else 0
+        length = between(1, log2_above(self.match_length), 15) if self.match_length else 0
         rows = (self.partial, length << 2 | self.expected + 1, self.history & 255)
         self.chosen = [self.weights[i][row] for i, row in enumerate(rows)]
-        self.mixed = [_dot(self.inputs, weights) for weights in self.chosen]
+        self.mixed = [dot(self.inputs, weights) for weights in self.chosen]
         self.last_chosen = self.last_weights[self.partial]
-        self.last_mixed = _dot(self.mixed, self.last_chosen)
+        self.last_mixed = dot(self.mixed, self.last_chosen)
 
     def _learn(self, bit: int) -> None:
         for mixed, weights in zip(self.mixed, self.chosen, strict=True):
-            _train(self.inputs, weights, ((bit << 16) - TABLES.squash[mixed + 2048] >> 4) * RATE)
-        _train(self.mixed, self.last_chosen, (bit << 16) - TABLES.squash[self.last_mixed + 2048] >> 4)
+            train(self.inputs, weights, ((bit << 16) - SQUASH[mixed + 2048] >> 4) * RATE)
+        train(self.mixed, self.last_chosen, (bit << 16) - SQUASH[self.last_mixed + 2048] >> 4)
         for bucket, map_ in zip(self.buckets, self.maps, strict=True):
-            _adapt(map_, bucket[self.node], bit)
-            bucket[self.node] = TABLES.following[bucket[self.node]][bit]
-        _approach(self.direct, self.direct_row + self.node, bit, 4)
+            adapt(map_, bucket[self.node], bit)
+            bucket[self.node] = HISTORIES.following[bucket[self.node]][bit]
+        approach(self.direct, self.direct_row + self.node, bit, 4)
         if self.expected >= 0:
-            _adapt(self.match_map[self.expected], self.match_row, bit)
-        _approach(self.final_row, self.final_at, bit, 6)
+            adapt(self.match_map[self.expected], self.match_row, bit)
+        approach(self.final_row, self.final_at, bit, 6)
 
     def _end_byte(self) -> None:
         byte = self.partial & 255
@@ -237,30 +211,6 @@ class _Mixer:
         self.seen[key] = self.at
 
 
-def _dot(inputs: list[int], weights: list[int]) -> int:
-    return _between(-2047, sum(i * w for i, w in zip(inputs, weights, strict=True)) >> 15, 2047)
-
-
-def _train(inputs: list[int], weights: list[int], error: int) -> None:
-    for i, value in enumerate(inputs):
-        weights[i] = _between(-32768, weights[i] + ((2 * value * error >> 16) + 1 >> 1), 32767)
-
-
-def _adapt(map_: list[int], at: int, bit: int) -> None:
-    """Move a probability (22 bits) towards the bit by 1 / (n + 1.5), and its count n (10 bits) up to `LIMIT`."""
-    count, p = map_[at] & 1023, map_[at] >> 10
-    step = ((bit << 22) - p >> 3) * TABLES.reciprocal[count] >> 13
-    map_[at] = p + step << 10 | min(count + 1, LIMIT)
-
-
-def _approach(probabilities: list[int], at: int, bit: int, rate: int) -> None:
-    probabilities[at] += (65535 if bit else 0) - probabilities[at] >> rate
-
-
-def _split(low: int, high: int, probability: int) -> int:
-    return low + ((high - low) * probability >> 16)
-
-
 def mixing_encode(data: bytes) -> bytes:
     """Return the payload of `data`."""
     mixer = _Mixer(len(data), data)
@@ -268,7 +218,7 @@ def mixing_encode(data: bytes) -> bytes:
     for byte in data:
         for k in range(7, -1, -1):
             bit = byte >> k & 1
-            middle = _split(low, high, mixer.predict())
+            middle = split(low, high, mixer.predict())
             low, high = (low, middle) if bit else (middle + 1, high)
             while not (low ^ high) >> 24:
                 out.append(high >> 24)
@@ -285,7 +235,7 @@ def mixing_decode(data: bytes, size: int) -> bytes:
     low, high, code = 0, 0xFFFFFFFF, int.from_bytes(data[:4].ljust(4, b"\0"), "big")
     for _ in range(size):
         for k in range(8):
-            middle = _split(low, high, mixer.predict())
+            middle = split(low, high, mixer.predict())
             bit = int(code <= middle)
             low, high = (low, middle) if bit else (middle + 1, high)
             while not (low ^ high) >> 24:
