@@ -27,12 +27,12 @@ from torch import Tensor
 from kobza.core.errors import BadValue, EmptyText, NothingMatched, OutOfRange
 from kobza.measures.base import machine, versions
 from kobza.models.model import Model
-from kobza.models.sites import GLOBAL, HEADS, Site, expand
+from kobza.models.sites import ALIASES, GLOBAL, HEADS, Site, expand, heads
 
 METRICS = ("prob", "logit", "top1", "diff", "loss")
 UNITS = {"prob": "share", "logit": "logit", "top1": "share", "diff": "logit", "loss": "nat"}
 _POSITION = r"""@('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\*|last|-?\d*:-?\d*|-?\d+)"""
-_PLACE = re.compile(rf"([a-z_]+)(?:{_POSITION})?(?:\.(\d+|\*))?(?:\.(\d+|\*))?(?:{_POSITION})?")
+_PLACE = re.compile(rf"([a-z_][a-z_0-9]*)(?:{_POSITION})?(?:\.(\d+|\*))?(?:\.(\d+|\*))?(?:{_POSITION})?")
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def _places(model: Model, ids: Sequence[int], text: str) -> list[Place]:
         hint = "Write site.layer.index@position: neuron.29.*, z.*.*@-1, resid_pre.*@*, resid_pre.22@' am'."
         raise BadValue(f"{text!r} is no place in a run.", hint)
     name, before, layer, index, after = found.groups()
+    name = ALIASES.get(name, name)
     plain = name + ("" if layer in (None, "*") else f".{layer}")
     sites = expand(model, plain)
     if name in GLOBAL and layer:
@@ -133,11 +134,12 @@ def _indexed(model: Model, site: Site, index: str | None) -> list[Site]:
 def width(model: Model, site: Site) -> int:
     """How many heads or coordinates a site has."""
     if site.name in HEADS:
-        heads = int(model.config.num_attention_heads)
-        return int(getattr(model.config, "num_key_value_heads", None) or heads) if site.name in ("k", "v") else heads
-    if site.name == "neuron":
+        return heads(model, site.name)
+    if site.name in ("gate", "up", "neuron"):
         return model.matrix(f"blocks.{site.layer}.mlp.down").shape[1]
-    return model.width
+    if site.name == "logits":
+        return model.vocabulary
+    return 1 if site.name.endswith("_scale") else model.width
 
 
 def positions(model: Model, ids: Sequence[int], text: str) -> list[tuple[tuple[int, ...], str]]:

@@ -16,6 +16,7 @@ from torch import nn
 
 TABLE = Path(__file__).with_name("architectures.toml")
 NESTED = ("modules", "block", "fused", "sites", "points", "scale")
+ATTENTION_SIDES = {"q_rot": "query", "k_rot": "key", "scores": "scores", "pattern": "pattern"}
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 
 
@@ -85,8 +86,9 @@ def explore(name: str, module: Any) -> Family:
             modules[part] = paths[id(end)]
     block = _explore_block(module.get_submodule(blocks)[0]) if blocks else {}
     points = _points(block)
-    sites = {"embed": f"in {blocks}.0", "final": _last_norm(module, blocks)} if blocks else {}
-    sites = {site: place for site, place in sites.items() if place}
+    sites = {"embed": f"in {blocks}.0"} if blocks else {}
+    last = _last_norm(module, blocks) if blocks else ""
+    sites |= {"final": f"out {last}", "norm_scale": f"scale {last}"} if last else {}
     return Family(name, blocks, modules, block, sites=sites, points=points, is_known=False)
 
 
@@ -110,20 +112,27 @@ def _points(block: dict[str, str]) -> dict[str, str]:
     for site, part, side in (
         ("neuron", "mlp.down", "in"),
         ("z", "attn.o", "in"),
+        ("head_out", "attn.o", "heads"),
         ("q", "attn.q", "out"),
         ("k", "attn.k", "out"),
         ("v", "attn.v", "out"),
+        ("up", "mlp.up", "out"),
+        ("norm1_scale", "norm1", "scale"),
+        ("norm2_scale", "norm2", "scale"),
     ):
         if part in block:
             points[site] = f"{side} {block[part]}"
+    attention = block.get("attn.o", "").rpartition(".")[0]
+    if attention:
+        points |= {site: f"{side} {attention}" for site, side in ATTENTION_SIDES.items()}
     return points
 
 
 def _last_norm(module: Any, blocks: str) -> str:
-    """Return the place behind the last norm outside the blocks, or nothing."""
+    """Return the path of the last norm outside the blocks, or nothing."""
     norms = [
         path
         for path, part in module.named_modules()
         if "norm" in type(part).__name__.lower() and not path.startswith(blocks + ".")
     ]
-    return f"out {norms[-1]}" if norms else ""
+    return norms[-1] if norms else ""

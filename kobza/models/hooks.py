@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from kobza.core.errors import BadValue, NothingMatched
+from kobza.models.attending import SIDES, intercepted
+from kobza.models.derived import Derived, derived
 from kobza.models.model import Model
 from kobza.models.sites import Place, Site, expand, locate, selection
 
 Function = Callable[[Tensor], Tensor | None]
+LAST = {"attn_out": 1, "resid_mid": 2}  # hooks at one module act in this order; those of other sites come first
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,15 @@ def hooked(model: Model, hooks: Iterable[Hook]) -> Iterator[None]:
         for hook in hooks:
             for site in expand(model, hook.site):
                 installed.append(_Installed(model, site, hook.function))
-        # subtle: resid_mid sits where attn_out is made, and has to see what hooks at attn_out did
-        for one in sorted(installed, key=lambda i: i.site.name == "resid_mid"):
-            one.install()
-        yield
+        # subtle: resid_mid sits where attn_out is made, and has to see what hooks at attn_out and head_out did
+        inside: dict[Any, list[tuple[str, Function]]] = {}
+        for one in sorted(installed, key=lambda i: LAST.get(i.site.name, 0)):
+            if one.place.side in SIDES:
+                inside.setdefault(one.place.module, []).append((one.place.side, one.changed))
+            else:
+                one.install()
+        with intercepted(model.config, inside):
+            yield
     finally:
         for one in installed:
             one.remove()
@@ -81,9 +89,13 @@ class _Installed:
             block = self.model.module.get_submodule(f"{self.model.family.blocks}.{self.site.layer}")
             self.handles.append(block.register_forward_pre_hook(_Remember(self), with_kwargs=True))
         module, side = self.place.module, self.place.side
-        kind = _Before(self) if side == "in" else _After(self)
-        register = module.register_forward_pre_hook if side == "in" else module.register_forward_hook
-        self.handles.append(register(kind, with_kwargs=True))
+        if side == "in":
+            self.handles.append(module.register_forward_pre_hook(_Before(self), with_kwargs=True))
+        elif side == "out":
+            self.handles.append(module.register_forward_hook(_After(self), with_kwargs=True))
+        else:
+            kind = _Beside(self, derived(self.model, self.site, self.place))
+            self.handles.append(module.register_forward_hook(kind, with_kwargs=True))
 
     def remove(self) -> None:
         """Take it out again."""
@@ -182,3 +194,20 @@ class _After:
         if new is None:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A hook on a value that is made from what goes into a module and changes what comes out."""
+
+    hook: _Installed
+    value: Derived
+    of_kobza = True
+
+    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        given = args[0] if args else kwargs["hidden_states"]
+        stream = self.hook.block_input
+        run = given.shape[:-1] if stream is None else stream.shape[:2]  # OPT's second norm sees (B T, D)
+        old = self.value.read(given.view(*run, -1))
+        new = self.hook.changed(old)
+        return None if new is None else self.value.written(output.view(*run, -1), old, new).view(output.shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kobza.core.errors import BadValue, NotFinite, WrongTensors
+from kobza.models.attending import PREFIX
 from kobza.models.factored import Factored, Factors, dense_like, factored_like
 from kobza.models.matrices import Matrix
 
@@ -22,6 +23,9 @@ def shared_copy(module: Any) -> Any:
     memo: dict[int, Any] = {id(p): p for p in module.parameters()}
     memo.update({id(b): b for b in module.buffers()})
     twin = copy.deepcopy(module, memo)
+    config = twin.config.get_text_config()
+    if (config._attn_implementation or "").startswith(PREFIX):
+        config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
     for part in twin.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "of_kobza", False)]:

@@ -1,13 +1,21 @@
 """Names for places inside a run: `site[@position].layer[.index]`.
 
     embed  resid_pre.3  attn_out.3  resid_mid.3  mlp_out.3  resid_post.3  final  logits
-    neuron.29.1123     input of the MLP's down projection, coordinate 1123
-    z.18.6             input of the attention's output projection, head 6; likewise q, k, v (before rotation)
-    resid_pre.22@-1    last position only; @2:5 positions 2, 3, 4; the position may also stand before the layer
+    q.18.6  k.18.2  v.18.2     projections, before rotation; q_rot, k_rot: as they meet (behind rotation and head norms)
+    scores.18.6  pattern.18.6  query x keys before and behind the softmax; -inf and 0 where the query may not look
+    z.18.6  head_out.18.6      what a head hands to the output projection, and what it adds by it to attn_out
+    gate.29  up.29             activated gate (of families that have one), and output of the up projection
+    neuron.29.1123             input of the down projection, coordinate 1123; with a gate, gate x up
+    norm1_scale.3  norm2_scale.3  norm_scale   what the norm in front of attention, of MLP, of the head divides by
+                               (norm1_post_scale, norm2_post_scale: norms behind them, where a family has those)
+    resid_pre.22@-1            last position only; @2:5 positions 2, 3, 4; the position may also stand before the layer
 
 `attn_out` and `mlp_out` are what is added to the residual stream (behind a post-norm, if the family has one), and
-`embed` is what enters the first block: so embed + all attn_out + all mlp_out = the last resid_post. Values are
-(B, T, D) for the stream, (B, T, F) for `neuron`, (B, T, H, E) for z, q, k, v, (B, T, V) for `logits`.
+`embed` is what enters the first block: so embed + all attn_out + all mlp_out = the last resid_post. The heads' head_out
+(with the bias of the output projection) add up to attn_out, or to what its post-norm reads. Values are (B, T, D) for
+the stream, (B, T, F) for gate, up, neuron, (B, T, H, E) for z, q, q_rot, (B, T, K, E) for k, v, k_rot, (B, T, H, D) for
+head_out, (B, T, H, S) for scores and pattern (S keys), (B, T, 1) for scales, (B, T, V) for logits. Sites are data:
+`architectures.toml` says per family where each is; a family without a rotation has no q_rot, one without gates no gate.
 """
 
 from __future__ import annotations
@@ -24,8 +32,10 @@ from kobza.core.errors import BadValue, OutOfRange, UnknownName
 if TYPE_CHECKING:
     from kobza.models.model import Model
 
-GLOBAL = ("embed", "final", "logits")
-HEADS = ("z", "q", "k", "v")
+GLOBAL = ("embed", "norm_scale", "final", "logits")
+HEADS = ("z", "q", "q_rot", "k", "k_rot", "v", "scores", "pattern", "head_out")
+KEY_VALUE_HEADS = ("k", "k_rot", "v")
+SPLIT = ("z", "q", "k", "v")  # whose heads lie side by side in what the module holds
 ALIASES = {
     "block_input": "resid_pre",
     "block_output": "resid_post",
@@ -33,9 +43,14 @@ ALIASES = {
     "mlp_output": "mlp_out",
     "mlp_activation": "neuron",
     "ln_final": "final",
+    "norm1.scale": "norm1_scale",
+    "norm2.scale": "norm2_scale",
+    "norm.scale": "norm_scale",
+    "attn_scores": "scores",
+    "attn_weights": "pattern",
 }
 _GRAMMAR = re.compile(
-    r"(?P<name>[a-z_]+)(?:@(?P<before>[-\d:]+))?(?:\.(?P<layer>\d+|\*))?(?:\.(?P<index>\d+))?(?:@(?P<after>[-\d:]+))?"
+    r"(?P<name>norm\d?\.scale|[a-z_][a-z_0-9]*)(?:@(?P<before>[-\d:]+))?(?:\.(?P<layer>\d+|\*))?(?:\.(?P<index>\d+))?(?:@(?P<after>[-\d:]+))?"
 )
 
 
@@ -45,8 +60,8 @@ class Site:
 
     Attributes:
         name: kind of place, `resid_pre`.
-        layer: block, None for `embed`, `final`, `logits` - or for every block, where a pattern is allowed.
-        index: coordinate (of `neuron`, the stream, `logits`) or head (of z, q, k, v); None: all.
+        layer: block, None for the sites in GLOBAL - or for every block, where a pattern is allowed.
+        index: head (of the sites in HEADS) or coordinate (of any other); None: all.
         position: None: all; a position of the run, negative from the end; or (begin, end) of a range.
     """
 
@@ -104,11 +119,12 @@ def _spell(position: int | tuple[int | None, int | None] | None) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a site is found in the module: the value going into or coming out of `module`.
+    """Where a site is found in the module.
 
     Attributes:
         module: the part of the transformers module.
-        side: "in" or "out".
+        side: "in" or "out": the value going into it or coming out; "heads", "scale": made from both (`models.derived`);
+            "query", "key", "scores", "pattern": inside attention (`models.attending`).
         rows: columns of a fused output that are this site, else None.
         heads: number of heads the last dimension is split into, else 0.
         scale: what the value is multiplied by before it joins the stream.
@@ -157,25 +173,30 @@ def locate(model: Model, site: Site) -> Place:
     module = block if path == "." else block.get_submodule(path)
     entry = family.scale.get(site.name, "")
     scale = float(getattr(model.config, entry)) if entry else 1.0
-    return Place(module, side, _fused_rows(model, site), _heads(model, site), scale)
+    split = heads(model, site.name) if site.name in SPLIT else 0
+    return Place(module, side, _fused_rows(model, site, path), split, scale)
 
 
-def _fused_rows(model: Model, site: Site) -> Tensor | None:
+def _fused_rows(model: Model, site: Site, path: str) -> Tensor | None:
+    """Columns of the output of a fused matrix, if the site is found at one."""
     from kobza.models import matrices
 
-    part = model.parts.get(f"blocks.{site.layer}.attn.{site.name}")
-    return None if part is None else matrices.rows(part, model.matrices[part.whole].shape, model.config)
+    prefix = f"blocks.{site.layer}."
+    part = model.parts.get(f"{prefix}attn.{site.name}") or model.parts.get(f"{prefix}mlp.{site.name}")
+    if part is None or model.family.block.get(part.whole.removeprefix(prefix)) != path:
+        return None
+    return matrices.rows(part, model.matrices[part.whole].shape, model.config)
 
 
-def _heads(model: Model, site: Site) -> int:
-    if site.name not in HEADS:
-        return 0
-    heads = int(model.config.num_attention_heads)
-    return int(getattr(model.config, "num_key_value_heads", None) or heads) if site.name in ("k", "v") else heads
+def heads(model: Model, name: str) -> int:
+    """How many heads a site has: H, or K, the key/value heads, for k, k_rot and v."""
+    config = model.config
+    own = getattr(config, "num_key_value_heads", None) if name in KEY_VALUE_HEADS else None
+    return int(own or config.num_attention_heads)
 
 
 def selection(site: Site, shape: torch.Size) -> tuple[Any, ...]:
-    """Return the index expression for the site's positions and index in a value (B, T, X) or (B, T, H, E).
+    """Return the index expression for the site's positions and index in a value (B, T, X) or (B, T, heads, X).
 
     Raises:
         OutOfRange: the position or index is not there.

@@ -8,7 +8,7 @@ import torch
 from kobza.core.errors import BadValue, EmptyText, NothingMatched, OutOfRange, UnknownName
 from kobza.models.forward import Stepper, logits
 from kobza.models.hooks import Hook, hooked
-from kobza.models.sites import names
+from kobza.models.sites import GLOBAL, names
 from kobza.models.tiny import FAMILIES, tiny
 from kobza.models.trace import Trace
 
@@ -55,7 +55,7 @@ def test_every_site_can_be_written_and_the_model_is_as_before(family: str) -> No
     model = tiny(family)
     clean = logits(model, IDS).clone()
     for name in names(model):
-        site = name if name in ("embed", "final", "logits") else f"{name}.1"
+        site = name if name in GLOBAL else f"{name}.1"
         with hooked(model, [Hook(site, lambda value: value.clone())]):
             assert torch.allclose(logits(model, IDS), clean, atol=1e-5), site
         with hooked(model, [Hook(f"{site}@-1", lambda value: value + value.roll(1, -1))]):

@@ -3,7 +3,7 @@
 import pytest
 
 from kobza.core.errors import BadValue, OutOfRange, UnknownName
-from kobza.models.sites import Site, expand, names
+from kobza.models.sites import Site, expand, heads, names
 from kobza.models.tiny import FAMILIES, tiny
 
 
@@ -23,6 +23,9 @@ from kobza.models.tiny import FAMILIES, tiny
         ("neuron.*.7", Site("neuron", None, 7)),
         ("logits.42", Site("logits", None, 42)),
         ("block_output.1", Site("resid_post", 1)),
+        ("norm1_scale.3@-1", Site("norm1_scale", 3, None, -1)),
+        ("norm1.scale.3", Site("norm1_scale", 3)),
+        ("attn_weights.3.2", Site("pattern", 3, 2)),
     ],
 )
 def test_the_grammar_reads_and_writes(text: str, site: Site) -> None:
@@ -44,9 +47,23 @@ def test_a_site_without_a_layer_stands_for_every_layer() -> None:
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "stablelm"])
 def test_known_families_have_all_sites_and_parallel_ones_no_middle(family: str) -> None:
-    every = {"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "neuron", "z", "q", "k", "v"}
-    missing = {"resid_mid"} if family in ("phi", "gpt_neox", "cohere") else set()
-    assert set(names(tiny(family))) == (every | {"final", "logits"}) - missing
+    every = {"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "z", "q", "k", "v"}
+    every |= {"q_rot", "k_rot", "scores", "pattern", "gate", "up", "neuron", "norm1_scale", "norm2_scale", "norm_scale"}
+    lacks = {
+        "phi": {"resid_mid", "gate", "norm2_scale"},
+        "gpt_neox": {"resid_mid", "gate"},
+        "cohere": {"resid_mid", "norm2_scale"},
+        "gpt2": {"gate", "q_rot", "k_rot"},
+        "opt": {"gate", "q_rot", "k_rot"},
+        "olmo2": {"norm1_scale", "norm2_scale"},
+    }
+    behind = {"norm1_post_scale", "norm2_post_scale"} if family in ("gemma2", "gemma3", "olmo2") else set()
+    assert set(names(tiny(family))) == (every | behind | {"final", "logits"}) - lacks.get(family, set())
+
+
+def test_key_and_value_heads_keep_their_own_count() -> None:
+    model = tiny(heads=4, kv_heads=2)
+    assert [heads(model, name) for name in ("q", "q_rot", "z", "k", "k_rot", "v")] == [4, 4, 4, 2, 2, 2]
 
 
 def test_unknown_sites_and_layers_are_refused_with_what_there_is() -> None:
