@@ -29,7 +29,7 @@ from kobza.core.texts import text as read_text
 from kobza.models import forward
 from kobza.models.digests import tensor_digest
 from kobza.models.linear_algebra import frobenius
-from kobza.models.model import Change, Factors, Model
+from kobza.models.model import Change, Factors, Model, Quantized, Value
 
 ENDS = ("embed", "embed.in", "embed.out")
 CALIBRATION = ("topics[320000:440000]", "source[100000:]")  # prose and code that measures do not read by default
@@ -85,7 +85,7 @@ def edited(
     model: Model,
     technique: str,
     options: Mapping[str, Any],
-    tensors: Mapping[str, Tensor | Factors],
+    tensors: Mapping[str, Value],
     *,
     seed: int | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -98,14 +98,14 @@ def edited(
     same for each, with the bytes of that matrix alone.
 
     Raises:
-        BadValue: factors for a part of a fused matrix, which is stored whole.
+        BadValue: factors or codes for a part of a fused matrix, which is stored whole.
     """
-    factored = [name for name, value in tensors.items() if isinstance(value, Factors)]
+    factored = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     for name in factored:
         if name in model.parts:
             whole = model.parts[name].whole
             raise BadValue(
-                f"{name!r} is a part of {whole!r} and cannot be stored as two factors.",
+                f"{name!r} is a part of {whole!r} and cannot be stored as factors or codes.",
                 f"Give where={whole}, or store=dense.",
             )
     kind: Literal["factor", "values"] = "factor" if factored else "values"
@@ -124,19 +124,20 @@ def edited(
     return fork
 
 
-def _facts(model: Model, name: str, value: Tensor | Factors) -> dict[str, float]:
+def _facts(model: Model, name: str, value: Value) -> dict[str, float]:
     before = model.matrix(name)
-    after = value.dense() if isinstance(value, Factors) else value
+    after = value if isinstance(value, Tensor) else value.dense()
     norm = frobenius(before)
     error = frobenius(after - before)
     size = before.element_size() if name in model.parts else _itemsize(model, name)
     numbers = value.A.numel() + value.B.numel() if isinstance(value, Factors) else before.numel()
+    stored = value.nbytes if isinstance(value, Quantized) else numbers * size
     return {
         "relative_error": error / norm if norm else 0.0,
         "error": error,
         "norm": norm,
         "norm_after": frobenius(after),
-        "stored_bytes": numbers * size,
+        "stored_bytes": stored,
         "stored_bytes_before": before.numel() * size,
     }
 
@@ -170,7 +171,7 @@ def identity(model: Model, name: str) -> str:
     """Return a key for the numbers of a matrix: equal numbers, equal key, in this model or any fork."""
     holder = model.parts[name].whole if name in model.parts else ("embed.in" if name == "embed" else name)
     matrix = model.matrices[holder]
-    if matrix.stored_as == "factors":
+    if matrix.stored_as != "dense":
         return f"{name} {tensor_digest(model.matrix(name))}"
     return f"{name} {tensor_digest(model.module.get_parameter(matrix.parameter))}"
 
@@ -252,7 +253,7 @@ def _stored(path: Path, model: Model, texts: Sequence[Text], tokens: int) -> Mom
 
 
 def _measured(model: Model, text: Text, tokens: int) -> dict[str, Any]:
-    ids = _ids(model, text)[:tokens]
+    ids = token_ids(model, text)[:tokens]
     window = min(WINDOW, model.context or WINDOW)
     gradients = clipped(forward.embedding_gradients(model, ids, window=window).double())
     out = forward.output_moments(model, ids, window=window)
@@ -263,7 +264,8 @@ def _measured(model: Model, text: Text, tokens: int) -> dict[str, Any]:
     }
 
 
-def _ids(model: Model, text: Text) -> Tensor:
+def token_ids(model: Model, text: Text) -> Tensor:
+    """Return the ids (T,) of the first 1,000,000 bytes of a text; remembered."""
     key = (model.tokenizer.fingerprint, text.sha256)
     ids: Tensor = _encoded.get(key, lambda: torch.tensor(model.tokenizer.encode(text[:COUNTED].data)))
     return ids
@@ -279,7 +281,7 @@ def shares(model: Model, texts: Sequence[Text], rows: int) -> Tensor:
     """
     total = torch.zeros(rows, dtype=torch.float64)
     for text in texts:
-        counts = torch.bincount(_ids(model, text), minlength=rows)[:rows].double()
+        counts = torch.bincount(token_ids(model, text), minlength=rows)[:rows].double()
         total += counts / counts.sum() / len(texts)
     return total
 
@@ -319,7 +321,7 @@ def input_moments(model: Model, names: Sequence[str], texts: Sequence[Text], tok
     window = min(WINDOW, model.context or WINDOW)
     with _listening(model, names) as sums:
         for text in texts:
-            ids = _ids(model, text)[: max(2, tokens // len(texts))]
+            ids = token_ids(model, text)[: max(2, tokens // len(texts))]
             for begin, _, end in forward.windows(len(ids), window, 0):
                 fed = forward.fed_ids(ids[begin : end + 1], model.tokenizer.start_id)
                 if len(fed):
@@ -355,6 +357,16 @@ def _listening(model: Model, names: Sequence[str]) -> Iterator[dict[str, tuple[T
     finally:
         for handle in handles:
             handle.remove()
+
+
+def end_metric(model: Model, name: str, texts: Sequence[Text], tokens: int = TOKENS) -> Tensor:
+    """Return what directions count at an end of a model, (D, D) float64 with mean eigenvalue 1.
+
+    `embed.in`: second moments of the gradient; `embed.out`: of the final states; `embed`: both, each alike.
+    """
+    ends = moments(model, texts, tokens)
+    pair = {"embed.in": [ends.gradients], "embed.out": [ends.states]}.get(name, [ends.gradients, ends.states])
+    return sum((one * len(one) / one.trace() for one in pair), torch.zeros_like(pair[0], dtype=torch.float64))
 
 
 # --- calibration against test ----------------------------------------------------------------------------------------

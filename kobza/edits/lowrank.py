@@ -24,7 +24,7 @@ from kobza.core.texts import Text
 from kobza.edits import base
 from kobza.edits.base import CALIBRATION, TOKENS
 from kobza.models.linear_algebra import column_mean, eigen, gram, svd
-from kobza.models.model import Factors, Model
+from kobza.models.model import Factors, Model, Value
 
 
 def apply(
@@ -77,7 +77,7 @@ def apply(
     texts = base.calibration_texts(calibration) if weights in ("frequency", "fisher") or metric != "none" else []
     rule = Rule(weights, metric, tuple(texts), calibration_tokens, smoothing, damping)
     weighings = rule.weighings(model, names)
-    tensors: dict[str, Tensor | Factors] = {}
+    tensors: dict[str, Value] = {}
     for name in names:
         W = model.matrix(name)
         if rank == min(W.shape) and store == "dense":

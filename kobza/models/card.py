@@ -19,7 +19,7 @@ def text(model: Model, statement: str) -> str:
     if origin.licence:
         lines.append(f"license: {_scalar(origin.licence)}")
     lines += [f"base_model: {_scalar(origin.spec)}"] if origin.kind != "random" else []
-    is_factored = any(matrix.stored_as == "factors" for matrix in model.matrices.values())
+    is_factored = any(matrix.stored_as != "dense" for matrix in model.matrices.values())
     lines += [
         f"library_name: {'kobza' if is_factored else 'transformers'}",
         "pipeline_tag: text-generation",

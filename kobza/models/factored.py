@@ -35,7 +35,15 @@ class Factors:
         return self.A @ self.B
 
 
-class Factored(nn.Module):
+class Compact(nn.Module):
+    """A layer or table whose matrix is stored other than dense; its dense values are under the name `weight`."""
+
+    def plain(self) -> nn.Module:
+        """Return the dense layer or table that this one stands for."""
+        raise NotImplementedError
+
+
+class Factored(Compact):
     """What the factored modules share: the two factors, and the product under the name `weight`."""
 
     def __init__(self, A: nn.Parameter, B: nn.Parameter) -> None:
@@ -90,13 +98,13 @@ class FactoredLinear(Factored):
 
 def factored_like(module: Any, A: nn.Parameter, B: nn.Parameter) -> Factored | None:
     """Return the factored module that takes the place of `module`, or None if its kind cannot be factored."""
-    if isinstance(module, (nn.Embedding, FactoredEmbedding)):
+    if isinstance(module, nn.Embedding) or hasattr(module, "num_embeddings"):
         scale = getattr(module, "embed_scale", None)
-        own_forward = type(module).forward not in (nn.Embedding.forward, FactoredEmbedding.forward)
+        own_forward = not isinstance(module, Compact) and type(module).forward is not nn.Embedding.forward
         if own_forward and scale is None:
             return None  # a lookup of another kind, e.g. OPT's shifted positions
         return FactoredEmbedding(A, B, torch.as_tensor(scale) if scale is not None else None)
-    if isinstance(module, nn.Linear | FactoredLinear | Conv1D):
+    if isinstance(module, nn.Linear | Conv1D) or hasattr(module, "in_features"):
         return FactoredLinear(A, B, module.bias, is_transposed=is_transposed(module))
     return None
 
@@ -106,8 +114,10 @@ def is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D) or getattr(module, "is_transposed", False) is True
 
 
-def dense_like(factored: Factored) -> nn.Module:
-    """Return the plain layer or table that a factored one stands for, its weight the product A B."""
+def dense_like(factored: Compact) -> nn.Module:
+    """Return the plain layer or table that a factored or coded one stands for."""
+    if not isinstance(factored, FactoredLinear | FactoredEmbedding):
+        return factored.plain()
     product = (factored.A @ factored.B).detach()
     plain: Any
     if isinstance(factored, FactoredLinear):

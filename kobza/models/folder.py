@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,13 +56,12 @@ def read(folder: Path, files: Sequence[Path] | None = None, *, name: str = "", p
 
 
 def _check_factors(about: record.Record, tensors: Mapping[str, torch.Tensor], config: dict[str, Any]) -> None:
-    """Refuse factors whose product is not of the size its module wants, before they are multiplied."""
+    """Refuse factors and codes that are not of the size their module wants, before they are multiplied."""
     wanted = building.skeleton(config).state_dict()
     for name, at in about.factored.items():
-        A, B, whole = tensors.get(at["A"]), tensors.get(at["B"]), wanted.get(at["weight"])
-        fits = A is not None and B is not None and whole is not None and A.ndim == B.ndim == 2
-        if not fits or A.shape[0] * B.shape[1] != whole.numel():  # type: ignore[union-attr]
-            raise WrongTensors(f"the factors of {name!r} are missing or do not fit the configuration.")
+        whole = wanted.get(at["weight"])
+        if whole is None or math.prod(about.value(name, tensors).shape) != whole.numel():
+            raise WrongTensors(f"the factors or codes of {name!r} do not fit the configuration.")
 
 
 def _weights(folder: Path, pickles: bool) -> list[Path]:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from kobza.core.errors import NothingMatched, nearest
-from kobza.models.factored import Factored, is_transposed
+from kobza.models.factored import Compact, Factored, is_transposed
 from kobza.models.families import Family
+from kobza.models.quantized import Coded
 
 PARTS = {"rows": ("q", "k", "v"), "heads": ("q", "k", "v"), "halves": ("gate", "up")}
 
@@ -35,7 +36,7 @@ class Matrix:
         dtype: type of the stored numbers, `float32`.
         parameter: path in the transformers module, `model.layers.3.mlp.down_proj.weight`.
         bytes: stored bytes; 0 for a tensor that is stored under another name already (`shared`).
-        stored_as: "dense" or "factors".
+        stored_as: "dense", "factors" or "codes".
         rank: directions of a factored matrix, else 0.
         shared: name of the matrix that owns the tensor, when it is not this one.
         is_transposed: stored as inputs x outputs (GPT-2).
@@ -69,8 +70,8 @@ def inventory(module: Any, family: Family) -> dict[str, Matrix]:
     owners: dict[int, str] = {}
     for path, parameter in module.named_parameters(remove_duplicate=False):
         owner, _, leaf = path.rpartition(".")
-        if leaf == "B" and isinstance(module.get_submodule(owner), Factored):
-            continue  # counted with its A
+        if isinstance(module.get_submodule(owner), Compact) and leaf not in ("A", "codes", "bias"):
+            continue  # counted with its A or its codes
         name = _name(path, owner, leaf, prefixes, family)
         shared = owners.setdefault(id(parameter), name)
         found[name] = _matrix(name, path, parameter, module.get_submodule(owner), shared if shared != name else "")
@@ -91,7 +92,7 @@ def _prefixes(module: Any, family: Family) -> dict[str, str]:
 
 def _name(path: str, owner: str, leaf: str, prefixes: Mapping[str, str], family: Family) -> str:
     if owner in prefixes:
-        return prefixes[owner] if leaf in ("weight", "A") else f"{prefixes[owner]}.{leaf}"
+        return prefixes[owner] if leaf in ("weight", "A", "codes") else f"{prefixes[owner]}.{leaf}"
     if path in prefixes:
         return prefixes[path]
     inside = f"{family.blocks}." if family.blocks else ""
@@ -104,6 +105,10 @@ def _matrix(name: str, path: str, parameter: Tensor, owner: nn.Module, shared: s
         size = 0 if shared else owner.A.nbytes + owner.B.nbytes
         weight, (M, R), N = path.removesuffix("A") + "weight", owner.A.shape, owner.B.shape[1]
         return Matrix(name, (M, N), dtype, weight, size, "factors", R, shared, is_transposed(owner))
+    if isinstance(owner, Coded) and path.endswith(".codes"):
+        value, weight = owner.quantized, path.removesuffix("codes") + "weight"
+        dtype, size = str(owner.dtype).removeprefix("torch."), 0 if shared else value.nbytes
+        return Matrix(name, value.shape, dtype, weight, size, "codes", 0, shared, is_transposed(owner))
     turned = is_transposed(owner) and parameter.ndim == 2
     shape = tuple(parameter.shape[::-1] if turned else parameter.shape)
     size = 0 if shared else parameter.nbytes
@@ -143,6 +148,8 @@ def read(module: Any, matrix: Matrix) -> Tensor:
     if isinstance(holder, Factored) and leaf == "weight":
         product: Tensor = holder.A.detach().float() @ holder.B.detach().float()
         return product
+    if isinstance(holder, Coded) and leaf == "weight":
+        return holder.weight.float()
     tensor: Tensor = getattr(holder, leaf).detach()
     return (tensor.T if matrix.is_transposed else tensor).float()
 

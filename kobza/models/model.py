@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from kobza.core.errors import WrongTensors
-from kobza.models import digests, matrices, replacing
+from kobza.models import digests, matrices, quantized, replacing
 from kobza.models.factored import Factors
 from kobza.models.families import Family, family_of
 from kobza.models.matrices import Matrix, Part
+from kobza.models.quantized import Coded, Quantized
+from kobza.models.replacing import Value
 
 if TYPE_CHECKING:
     from kobza.core.result import Result
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from kobza.models.trace import Trace
     from kobza.tokens.base import Tokenizer
 
-__all__ = ["Change", "Factors", "Matrix", "Model", "Origin"]
+__all__ = ["Change", "Factors", "Matrix", "Model", "Origin", "Quantized", "Value"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,10 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the first weight."""
-        return next(self.module.parameters()).dtype
+        """Type of the first weight; of what its codes stand for, where it is quantized."""
+        owner, name = next((p, n) for p in self.module.modules() for n, _ in p.named_parameters(recurse=False))
+        found: torch.dtype = owner.dtype if isinstance(owner, Coded) else getattr(owner, name).dtype
+        return found
 
     @property
     def layers(self) -> int:
@@ -166,8 +170,8 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Numbers stored, each shared tensor once."""
-        return sum(p.numel() for p in self.module.parameters())
+        """Numbers stored, each shared tensor once; a quantized matrix counts its entries."""
+        return sum(p.numel() for p in self.module.parameters()) + quantized.surplus(self.module)
 
     @property
     def stored_bytes(self) -> int:
@@ -242,11 +246,12 @@ class Model:
         twin.head_is_exact = self.head_is_exact
         return twin
 
-    def replace(self, tensors: Mapping[str, Tensor | Factors], *, change: Change) -> Model:
+    def replace(self, tensors: Mapping[str, Value], *, change: Change) -> Model:
         """Return a fork with the named matrices replaced; this model is not changed.
 
         Args:
-            tensors: name -> new value of the same shape (M, N), dense or as `Factors`. The key `embed` replaces
+            tensors: name -> new value of the same shape (M, N), dense, as `Factors` or as
+                `Quantized`. The key `embed` replaces
                 both ends and keeps a tie; `embed.in` or `embed.out` alone unties the model explicitly. A tied
                 model given both ends as one and the same object stays tied.
             change: the record of the edit.
@@ -265,7 +270,7 @@ class Model:
             (_tie if same else _untie)(twin)
         return twin
 
-    def _put(self, twin: Model, name: str, value: Tensor | Factors) -> None:
+    def _put(self, twin: Model, name: str, value: Value) -> None:
         if name == "embed":
             replacing.put(twin.module, self._known("embed.in"), value)
             if self.is_tied:
@@ -276,7 +281,7 @@ class Model:
             part = self.parts[name]
             whole = matrices.read(twin.module, self._known(part.whole)).clone()
             at = matrices.rows(part, tuple(whole.shape), self.config)
-            dense = value.dense() if isinstance(value, Factors) else value
+            dense = value if isinstance(value, Tensor) else value.dense()
             if tuple(dense.shape) != (len(at), *whole.shape[1:]):
                 raise WrongTensors(f"{name!r} has {len(at)} x {whole.shape[1]}; given {tuple(dense.shape)}.")
             whole[at] = dense.to(whole.dtype)

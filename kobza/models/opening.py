@@ -184,7 +184,8 @@ def _restored(model: Model, contents: Contents) -> Model:
     assert record is not None
     stored = contents.stored or contents.tensors
     restored = record.restored(model, stored)
-    as_saved = all(tensor.dtype == model.dtype for tensor in stored.values())
+    coded = {tensor for at in record.factored.values() if "layout" in at for tensor in at.values()}
+    as_saved = all(tensor.dtype == model.dtype for name, tensor in stored.items() if name not in coded)
     if as_saved and restored.fingerprint != record.fingerprint:
         raise Corrupt(
             f"the weights in '{model.origin.path}' are not those that kobza.json records: their SHA-256 differs.",

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kobza.core.errors import Corrupt, WrongTensors
 from kobza.models import replacing
 from kobza.models.factored import Factors
-from kobza.models.model import Change, Model, Origin
+from kobza.models.model import Change, Model, Origin, Value
+from kobza.models.quantized import ROLES, Quantized
 
 FILE = "kobza.json"
 SCHEMA = "kobza.model/1"
@@ -32,7 +34,8 @@ class Record:
         stored_bytes: tensor bytes written.
         is_tied: whether both ends are one tensor.
         weights: file names of the weights.
-        factored: name of a matrix -> {"A": tensor name, "B": tensor name, "weight": name of their product}.
+        factored: name of a matrix -> {"A": tensor name, "B": tensor name, "weight": name of their product}; of a
+            quantized one -> {"layout": see `Quantized.layout`, "codes": tensor name, "scales": ..., "weight": ...}.
     """
 
     name: str
@@ -51,19 +54,38 @@ class Record:
         return json.dumps({"schema": SCHEMA, "kobza": __version__, **asdict(self)}, indent=1) + "\n"
 
     def unfactored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the checkpoint with every pair of factors replaced by its product, as transformers expects it.
+        """Return the checkpoint with factors multiplied and codes decoded, as transformers expects it.
 
         Raises:
             WrongTensors: a factor is missing or the two do not fit.
         """
         dense = dict(tensors)
+        floats = next((t.dtype for t in tensors.values() if t.dtype == torch.bfloat16), torch.float32)
         for name, at in self.factored.items():
-            A, B = dense.pop(at["A"], None), dense.pop(at["B"], None)
-            if A is None or B is None or A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0]:
-                raise WrongTensors(f"the factors of {name!r} are missing or do not fit each other.")
-            product = A.float() @ B.float()
-            dense[at["weight"]] = (product.T if at.get("is_transposed") else product).to(A.dtype)
+            value = self.value(name, tensors)
+            for role in ("A", "B", *ROLES):
+                dense.pop(at.get(role, ""), None)
+            product = value.dense() if isinstance(value, Quantized) else value.A.float() @ value.B.float()
+            dtype = floats if isinstance(value, Quantized) else value.A.dtype
+            dense[at["weight"]] = (product.T if at.get("is_transposed") else product).to(dtype)
         return dense
+
+    def value(self, name: str, tensors: Mapping[str, Tensor]) -> Factors | Quantized:
+        """Return a factored or quantized matrix, its tensors as they are in the file.
+
+        Raises:
+            WrongTensors: a tensor is missing, or they do not fit each other.
+        """
+        at = self.factored[name]
+        if "layout" in at:
+            roles = [role for role in ROLES if role in at]
+            if any(at[role] not in tensors for role in roles):
+                raise WrongTensors(f"the codes or scales of {name!r} are missing.")
+            return Quantized.read(at["layout"], {role: tensors[at[role]] for role in roles})
+        A, B = tensors.get(at["A"]), tensors.get(at["B"])
+        if A is None or B is None or A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0]:
+            raise WrongTensors(f"the factors of {name!r} are missing or do not fit each other.")
+        return Factors(A, B)
 
     def restored(self, model: Model, tensors: Mapping[str, Tensor]) -> Model:
         """Return the model, built from `unfactored` tensors, with its factors, history and origin put back."""
@@ -71,11 +93,12 @@ class Record:
         module = model.module
         if self.factored:
             module = replacing.shared_copy(module)
-            for name, at in self.factored.items():
+            for name in self.factored:
                 matrix = model.matrices["embed.in" if name == "embed" else name]
-                replacing.put(
-                    module, matrix, Factors(tensors[at["A"]].to(model.dtype), tensors[at["B"]].to(model.dtype))
-                )
+                value: Value = self.value(name, tensors)
+                if isinstance(value, Factors):
+                    value = Factors(value.A.to(model.dtype), value.B.to(model.dtype))
+                replacing.put(module, matrix, value)
                 if name == "embed":
                     replacing.tie_ends(module, model.family.modules["embed.in"], model.family.modules["embed.out"])
         return Model(model.name, module, model.tokenizer, origin=origin, family=model.family, changes=self.changes)

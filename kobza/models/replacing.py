@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from kobza.core.errors import BadValue, NotFinite, WrongTensors
 from kobza.models.attending import PREFIX
-from kobza.models.factored import Factored, Factors, dense_like, factored_like
+from kobza.models.factored import Compact, Factored, Factors, dense_like, factored_like
 from kobza.models.matrices import Matrix
+from kobza.models.quantized import Coded, Quantized, coded_like
+
+Value = Tensor | Factors | Quantized  # what a matrix can be replaced by
 
 
 def shared_copy(module: Any) -> Any:
@@ -33,39 +36,52 @@ def shared_copy(module: Any) -> Any:
     return twin
 
 
-def put(module: Any, matrix: Matrix, value: Tensor | Factors) -> None:
+def put(module: Any, matrix: Matrix, value: Value) -> None:
     """Put a new value in the place of one weight of `module`; other places that shared the tensor keep the old one.
 
     Raises:
         WrongTensors: the shape differs from the matrix's.
         NotFinite: the value holds NaN or infinity.
-        BadValue: factors for something that cannot be used factored (a vector, a shifted table of positions).
+        BadValue: factors or codes for something that cannot be stored so (a vector, a shifted table of positions).
     """
     owner, _, leaf = matrix.parameter.rpartition(".")
     holder = module.get_submodule(owner)
     _check(matrix, value)
     like = (getattr(torch, matrix.dtype), next(module.parameters()).device)
-    if isinstance(value, Factors):
-        twin = factored_like(holder, frozen(value.A, *like), frozen(value.B, *like)) if leaf == "weight" else None
+    if not isinstance(value, Tensor):
+        twin = _compact(holder, value, *like) if leaf == "weight" else None
         if twin is None:
-            raise BadValue(f"{matrix.name!r} cannot be stored as two factors.", "Give the product, a dense tensor.")
+            how = "two factors" if isinstance(value, Factors) else "codes and scales"
+            raise BadValue(f"{matrix.name!r} cannot be stored as {how}.", "Give a dense tensor.")
         set_module(module, owner, twin)
         return
-    if isinstance(holder, Factored):
+    if isinstance(holder, Compact):
         holder = dense_like(holder)
         set_module(module, owner, holder)
     setattr(holder, leaf, frozen(value.T if matrix.is_transposed else value, *like))
 
 
+def _compact(holder: Any, value: Factors | Quantized, dtype: torch.dtype, device: torch.device) -> Any:
+    if isinstance(value, Factors):
+        return factored_like(holder, frozen(value.A, dtype, device), frozen(value.B, dtype, device))
+    stored = {role: frozen(tensor, tensor.dtype, device) for role, tensor in value.tensors.items()}
+    return coded_like(holder, value, stored, dtype)
+
+
 def tie_ends(module: Any, embed_in: str, embed_out: str) -> None:
-    """Make the output end use the very tensors of the input end (dense or factored)."""
+    """Make the output end use the very tensors of the input end (dense, factored or coded)."""
     source, target = module.get_submodule(embed_in), module.get_submodule(embed_out)
-    if isinstance(source, Factored):
-        twin = factored_like(target, source.A, source.B)
+    if isinstance(source, Compact):
+        twin: Any = None
+        if isinstance(source, Factored):
+            twin = factored_like(target, source.A, source.B)
+        elif isinstance(source, Coded):
+            twin = coded_like(target, source.quantized, dict(source.named_parameters()), source.dtype)
+            twin._dense = source._dense
         assert twin is not None, "an output head is linear"
         set_module(module, embed_out, twin)
         return
-    if isinstance(target, Factored):
+    if isinstance(target, Compact):
         target = dense_like(target)
         set_module(module, embed_out, target)
     target.weight = source.weight
@@ -87,13 +103,19 @@ def set_module(root: Any, path: str, part: nn.Module) -> None:
     setattr(root.get_submodule(parent), leaf, part)
 
 
-def _check(matrix: Matrix, value: Tensor | Factors) -> None:
+def _check(matrix: Matrix, value: Value) -> None:
     if tuple(value.shape) != matrix.shape:
         seen, wanted = (" x ".join(map(str, shape)) for shape in (value.shape, matrix.shape))
         raise WrongTensors(f"{matrix.name!r} is {wanted}; the tensor given is {seen}.")
-    for tensor in (value.A, value.B) if isinstance(value, Factors) else (value,):
+    for tensor in _numbers(value):
         if not bool(torch.isfinite(tensor).all()):
             raise NotFinite(f"the new values of {matrix.name!r} hold NaN or infinity.")
+
+
+def _numbers(value: Value) -> tuple[Tensor, ...]:
+    if isinstance(value, Factors):
+        return value.A, value.B
+    return tuple(value.tensors.values()) if isinstance(value, Quantized) else (value,)
 
 
 def cast(module: Any, dtype: torch.dtype) -> None:
@@ -105,7 +127,7 @@ def cast(module: Any, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def complete(tensors: Mapping[str, Tensor | Factors]) -> None:
+def complete(tensors: Mapping[str, Value]) -> None:
     """Refuse a call that names both `embed` and one of its ends."""
     if "embed" in tensors and tensors.keys() & {"embed.in", "embed.out"}:
         raise BadValue("'embed' means both ends: give it alone, or 'embed.in' and 'embed.out'.")

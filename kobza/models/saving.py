@@ -4,9 +4,9 @@ The folder: weights (safetensors, each shared tensor once), config.json, generat
 README.md (a model card with origin, licence and every change), the original's licence files, and kobza.json. It is
 written beside its place, opened again, compared, and only then put there.
 
-A model with factored matrices is written with its factors, in `factored.safetensors`: transformers finds no weights
-in that folder and says so, instead of filling the gaps with random numbers. `kobza.open` reads it; `dense=True`
-multiplies the factors back for everybody else.
+A model with factored or quantized matrices is written as it is stored, in `factored.safetensors`: transformers finds
+no weights in that folder and says so, instead of filling the gaps with random numbers. `kobza.open` reads it;
+`dense=True` makes them dense for everybody else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from torch import Tensor
 from kobza.core.errors import CheckFailed, Unsafe
 from kobza.core.files import atomic_directory
 from kobza.models import card, digests, record, replacing
-from kobza.models.factored import Factored, dense_like
+from kobza.models.factored import Compact, dense_like
 from kobza.models.model import Model
+from kobza.models.quantized import Coded
 
 SHARD = 5_000_000_000  # bytes of one file of weights, as transformers cuts them
 TYPES = {
@@ -122,21 +123,21 @@ def _refuse_foreign_code(model: Model) -> None:
 def _statement(is_factored: bool, is_multiplied: bool) -> str:
     if is_factored:
         return (
-            "Some matrices are stored as two factors: kobza.open reads the folder; plain transformers finds no weights "
-            "in it and refuses it. Save with dense=True for plain transformers."
+            "Some matrices are stored as factors or codes: kobza.open reads the folder; plain transformers finds no "
+            "weights in it and refuses it. Save with dense=True for plain transformers."
         )
     if is_multiplied:
-        return "Plain transformers opens it; the factors were multiplied back, so it is as big as the dense model."
+        return "Plain transformers opens it; factors and codes were made dense, so it is as big as the dense model."
     return "Plain transformers opens it and gives the same logits."
 
 
 def densified(model: Model) -> Model:
-    """Return the model with every pair of factors multiplied back; itself if it has none."""
-    if not any(matrix.stored_as == "factors" for matrix in model.matrices.values()):
+    """Return the model with factors multiplied back and codes decoded; itself if it has none."""
+    if not any(matrix.stored_as != "dense" for matrix in model.matrices.values()):
         return model
     twin = model.fork()
     for path, part in list(twin.module.named_modules()):
-        if isinstance(part, Factored):
+        if isinstance(part, Compact):
             replacing.set_module(twin.module, path, dense_like(part))
     if model.is_tied:
         ends = model.family.modules
@@ -145,7 +146,7 @@ def densified(model: Model) -> Model:
 
 
 def _tensors(model: Model) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Return every tensor to write, each once, and where the factors are (see `record.Record.factored`)."""
+    """Return every tensor to write, each once, and where factors and codes are (see `record.Record.factored`)."""
     seen: set[int] = set()
     tensors = {}
     skipped = set(getattr(model.module, "_keys_to_ignore_on_save", None) or ())
@@ -155,10 +156,14 @@ def _tensors(model: Model) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]
             tensors[name] = tensor.detach()
     factored: dict[str, dict[str, Any]] = {}
     for name, matrix in model.matrices.items():
-        if matrix.stored_as == "factors" and not matrix.shared:
+        if matrix.stored_as != "dense" and not matrix.shared:
             owner = matrix.parameter.removesuffix(".weight")
             key = "embed" if name == "embed.in" and model.is_tied else name
-            factored[key] = {"A": f"{owner}.A", "B": f"{owner}.B", "weight": matrix.parameter}
+            part = model.module.get_submodule(owner)
+            factored[key] = {role: f"{owner}.{role}" for role, _ in part.named_parameters() if role != "bias"}
+            factored[key]["weight"] = matrix.parameter
+            if isinstance(part, Coded):
+                factored[key]["layout"] = part.quantized.layout()
             if matrix.is_transposed:
                 factored[key]["is_transposed"] = True
     return tensors, factored

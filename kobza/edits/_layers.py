@@ -1,0 +1,153 @@
+"""Blocks run one at a time: the text as it enters each block, what its layers read, and what leaves it.
+
+For edits that go through a model from below, each block seeing what the edited ones before it give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kobza.core.errors import BadValue, EmptyText
+from kobza.core.texts import Text
+from kobza.edits.base import WINDOW, token_ids
+from kobza.models import forward
+from kobza.models.model import Model
+
+
+class _Enough(Exception):
+    """Raised inside a run once everything that was asked for has been heard."""
+
+
+class Walk:
+    """Windows of calibration text on their way through the blocks of a model.
+
+    Attributes:
+        hidden: what enters the next block, one (1, T, D) per window.
+
+    Args:
+        model: the model; any fork of it has the same calls.
+        texts: calibration texts; each gives windows alike.
+        tokens: fed in all [count, 2 ..]; whole windows only, at least one per text.
+        window: tokens of a window.
+    """
+
+    def __init__(self, model: Model, texts: Sequence[Text], tokens: int, window: int = WINDOW) -> None:
+        if not model.family.blocks:
+            raise BadValue(f"{model.name!r} has no list of blocks that could be run one at a time.")
+        self.model = model
+        fed = _windows(model, texts, tokens, min(window, model.context or window))
+        self.fed = fed
+        blocks = self._blocks(model)
+        self._calls = _calls(model, fed[0], blocks)
+        self.hidden = [_entering(model, ids, blocks[0]) for ids in fed]
+
+    @staticmethod
+    def _blocks(model: Model) -> Any:
+        return model.module.get_submodule(model.family.blocks)
+
+    @torch.no_grad()
+    def out(self, model: Model, layer: int, hidden: Tensor) -> Tensor:
+        """What leaves block `layer` of a model for what enters it, both (1, T, D)."""
+        args, kwargs = self._calls[layer]
+        given = self._blocks(model)[layer](hidden, *args, **kwargs)
+        found: Tensor = given[0] if isinstance(given, tuple) else given
+        return found
+
+    def step(self, model: Model, layer: int) -> None:
+        """Let every window pass block `layer` of a model."""
+        self.hidden = [self.out(model, layer, hidden) for hidden in self.hidden]
+
+    def read(self, model: Model, layer: int, hidden: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """What the named linear layers of a block read, (T, N) each; the run ends when all were heard."""
+        with heard(model, names) as found:
+            with suppress(_Enough):
+                self.out(model, layer, hidden)
+        return found
+
+
+@contextmanager
+def heard(model: Model, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Record the inputs of named linear layers while the block runs; leave the run when all were heard."""
+    found: dict[str, Tensor] = {}
+
+    def hear(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[name] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            if len(found) == len(names):
+                raise _Enough
+
+        return hook
+
+    handles = [
+        model.module.get_submodule(model.matrices[name].parameter.rpartition(".")[0]).register_forward_pre_hook(
+            hear(name)
+        )
+        for name in names
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_of(name: str) -> int:
+    """The block of a matrix: 3 for `blocks.3.mlp.up`."""
+    return int(name.split(".")[1])
+
+
+def _windows(model: Model, texts: Sequence[Text], tokens: int, window: int) -> list[Tensor]:
+    """Windows (1, window) of ids, each begun by the start token; from every text alike."""
+    each = max(1, tokens // (window * len(texts)))
+    found = []
+    for text in texts:
+        ids = token_ids(model, text)
+        size = min(window, len(ids))
+        for begin in range(0, min(each * size, len(ids) // max(1, size) * size), max(1, size)):
+            found.append(forward.fed_ids(ids[begin : begin + size], model.tokenizer.start_id)[None])
+    lengths = {ids.shape[1] for ids in found}
+    if not lengths or 0 in lengths:
+        raise EmptyText("the calibration texts give no window to read.", "Name longer ones: calibration=FILE")
+    longest = max(lengths)
+    return [ids for ids in found if ids.shape[1] == longest]
+
+
+@torch.no_grad()
+def _calls(model: Model, ids: Tensor, blocks: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What the model passes to each block beside the hidden states, for a window of this length."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
+
+    handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks]
+    try:
+        model.module(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+@torch.no_grad()
+def _entering(model: Model, ids: Tensor, first: nn.Module) -> Tensor:
+    """What enters the first block, (1, T, D)."""
+    found: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(args[0] if args else kwargs["hidden_states"])
+        raise _Enough
+
+    handle = first.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        model.module(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=1)
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
