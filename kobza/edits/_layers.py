@@ -64,9 +64,8 @@ class Walk:
 
     def read(self, model: Model, layer: int, hidden: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """What the named linear layers of a block read, (T, N) each; the run ends when all were heard."""
-        with heard(model, names) as found:
-            with suppress(_Enough):
-                self.out(model, layer, hidden)
+        with heard(model, names) as found, suppress(_Enough):
+            self.out(model, layer, hidden)
         return found
 
 

@@ -126,9 +126,8 @@ class Quantized:
         """
         try:
             about = json.loads(layout)
-            found = cls(
-                tuple(map(int, about["shape"])), about["kind"], int(about["bits"]), int(about["block"]), tensors
-            )  # type: ignore[arg-type]
+            rows, columns = map(int, about["shape"])
+            found = cls((rows, columns), about["kind"], int(about["bits"]), int(about["block"]), tensors)
             found._check()
         except (ValueError, KeyError, TypeError, OutOfRange) as error:
             raise WrongTensors(f"codes and scales do not fit their description: {error}.") from None
