@@ -33,19 +33,19 @@ def row(model: Any, streams: int) -> dict[str, Any]:
     begin = time.process_time()
     packed = lm.pack(data, predictor, model.tokenizer, streams=streams)
     middle = time.process_time()
-    assert lm.decompress(packed.blob, predictor=predictor, vocabulary=model.tokenizer) == data
+    assert lm.restore(packed, predictor, model.tokenizer) == data
     end = time.process_time()
     tokens = len(packed.spelled.ids)
     ideal = packed.ideal_bits.sum() / 8
-    assert packed.body_bytes <= ideal * (1 + CLOSENESS[0]) + CLOSENESS[1]
+    assert len(packed.payload) <= ideal * (1 + CLOSENESS[0]) + CLOSENESS[1]
     return {
         "streams": streams,
         "raw": len(data),
         "tokens": tokens,
-        "packed": packed.body_bytes,
+        "packed": len(packed.payload),
         "ideal": ideal,
-        "over": packed.body_bytes / ideal - 1,
-        "bits_per_byte": 8 * packed.body_bytes / len(data),
+        "over": len(packed.payload) / ideal - 1,
+        "bits_per_byte": 8 * len(packed.payload) / len(data),
         "pack": tokens / (middle - begin),
         "unpack": tokens / (end - middle),
         "xz": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),

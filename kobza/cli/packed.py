@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kobza.cli.supply import Supply
 from kobza.codecs import base
 from kobza.codecs.archive.manifest import FOLDER, LINK, Entry
 from kobza.codecs.archive.packing import pack_paths
@@ -22,8 +23,6 @@ from kobza.core.result import Result
 from kobza.core.table import Table
 
 SUFFIX = ".kbz"
-MODEL_MAGIC = b"KBLM"  # of `codecs.lm`
-NEEDS_MORE = ("lm", "tok")  # codecs that want a model or a vocabulary besides bytes
 PIECE = 1 << 20
 SAMPLE = 1 << 22  # bytes a codec may learn from before it begins
 
@@ -38,26 +37,28 @@ def pack(files: Sequence[Path], codec: str, out: Path | None, *, model: str, for
     for file in files:
         if not file.exists() and not file.is_symlink():
             raise MissingFile(f"there is no file or folder '{file}'.")
-    techniques.load("codecs", options.parse(codec).name)  # a misspelled codec is said before a file in the way
+    for step in _steps(codec):  # a misspelled codec is said before a file in the way
+        techniques.load("codecs", step.name)
     target = out or Path(f"{files[0].resolve().name}{SUFFIX}")
     _require_free(target, force)
-    if codec.partition(":")[0] == "lm":
-        size = _pack_by_model(files, codec, target, model)
-    elif len(files) > 1 or files[0].is_dir():
-        size = _pack_archive(files, codec, target, model)
-    else:
-        size = _pack_stream(files[0], codec, target, model)
+    supply, costs = Supply(model), list[float]()
+    is_archive = len(files) > 1 or files[0].is_dir()
+    coders, log2 = coders_of(codec, _sample(files), supply, costs)
+    size = (_pack_archive if is_archive else _pack_stream)(files, coders, log2, target)
     packed = target.stat().st_size
-    return f"{size} -> {packed} bytes ({100 * packed / max(size, 1):.2f} %)  {target}"
+    said = f"{size} -> {packed} bytes ({100 * packed / max(size, 1):.2f} %)  {target}"
+    if not costs:
+        return said
+    ideal = f"ideal code length by the model {sum(costs) / 8:.1f} bytes"
+    return f"{said}\n{ideal}; file and the model's own {supply.bytes}: {packed + supply.bytes} bytes"
 
 
-def unpack(file: Path, out: Path | None, bounds: base.Limits, *, model: str, force: bool) -> str | None:
+def unpack(
+    file: Path, out: Path | None, bounds: base.Limits, *, model: str, force: bool, anyhow: bool = False
+) -> str | None:
     """Unpack a file to where it is wanted; to standard output only after everything was checked."""
     with _opened(file) as source:
-        if _is_model_packed(source):
-            raw = _unpack_by_model(file, model, bounds)
-            return _deliver(raw, _target(file, out), force)
-        reader = _supplied(base.Reader(source, limits=bounds), model)
+        reader = _supplied(base.Reader(source, limits=bounds), Supply(model), anyhow)
         target = _target(file, out)
         if reader.header.is_archive:
             entries = unpack_into(reader, target)
@@ -75,7 +76,7 @@ def listing(file: Path) -> Table:
     with _opened(file) as source:
         reader = base.Reader(source)
         header = reader.header
-        codecs = ", ".join(codec.name for codec in header.codecs) or "store"
+        codecs = ", ".join(_named(codec) for codec in header.codecs) or "store"
         if header.is_archive:
             note = f"codec: {codecs}; {file.stat().st_size} bytes packed"
             return Table([_entry_row(e) for e in entries_of(reader)], units={"size": "B"}, title=file.name, note=note)
@@ -92,30 +93,36 @@ def listing(file: Path) -> Table:
     return Table(rows, units={"raw": "B", "packed": "B"}, title=file.name, note=f"codec: {codecs}")
 
 
-def verify(file: Path, bounds: base.Limits, *, model: str) -> str:
+def _named(codec: Any) -> str:
+    """Return a codec as the header lists it, with the model it needs."""
+    known = codec.parameters
+    wanted = [f"{key} {known[key].decode()[:16]}" for key in ("model", "vocabulary") if key in known]
+    return f"{codec.name} ({', '.join(wanted)})" if wanted else str(codec.name)
+
+
+def verify(file: Path, bounds: base.Limits, *, model: str, anyhow: bool = False) -> str:
     """Unpack a file to nowhere; everything wrong with it raises."""
+    supply = Supply(model)
     with _opened(file) as source:
-        if _is_model_packed(source):
-            size = len(_unpack_by_model(file, model, bounds))
-        else:
-            reader = _supplied(base.Reader(source, limits=bounds), model)
-            if reader.header.is_archive:
-                with _opened(file) as again:
-                    entries_of(_supplied(base.Reader(again, limits=bounds), model))
-            size = sum(len(block) for block in progress(reader, "checking"))
+        reader = _supplied(base.Reader(source, limits=bounds), supply, anyhow)
+        if reader.header.is_archive:
+            with _opened(file) as again:
+                entries_of(_supplied(base.Reader(again, limits=bounds), supply, anyhow))
+        size = sum(len(block) for block in progress(reader, "checking"))
     return f"{file} is whole: {size} bytes come out of {file.stat().st_size}"
 
 
-def bench(files: Sequence[Path], wanted: Sequence[str], limit: int) -> Table:
+def bench(files: Sequence[Path], wanted: Sequence[str], limit: int, model: str) -> Table:
     """Return a row per file and codec: size, speeds, memory, and whether the bytes came back."""
-    specs = list(wanted) or [name for name in techniques.names("codecs") if name not in NEEDS_MORE]
+    supply = Supply(model)
+    specs = list(wanted) or [name for name in techniques.names("codecs") if not supply.needs(name)]
     rows, absent = [], []
     for file in files:
         with _opened(file) as source:
             data = source.read(limit or -1)
         for spec in progress(specs, f"packing {file.name}"):
             try:
-                rows.append({"file": file.name, **bench_row(spec, data)})
+                rows.append({"file": file.name, **bench_row(spec, data, supply)})
             except MissingExtra as error:
                 absent.append(error.message)
     units = {"packed": "B", "part": "%", "pack": "MB/s", "unpack": "MB/s", "memory": "MiB"}
@@ -123,15 +130,16 @@ def bench(files: Sequence[Path], wanted: Sequence[str], limit: int) -> Table:
     return Table(rows, units=units, title="Codecs", note=note + " ".join(dict.fromkeys(absent)))
 
 
-def bench_row(spec: str, data: bytes) -> dict[str, Any]:
+def bench_row(spec: str, data: bytes, supply: Supply) -> dict[str, Any]:
     """Pack and unpack `data` once with a codec and return what it took."""
     step = options.parse(spec)
     module = techniques.load("codecs", step.name)
     given = options.check(module.compress, step.options, what=f"codec {step.name!r}")
+    handed = supply.given([step.name])
     began = time.process_time()
-    blob = module.compress(data, **given)
+    blob = module.compress(data, **given, **handed)
     packed = time.process_time()
-    back = module.decompress(blob)
+    back = module.decompress(blob, **handed)
     ended = time.process_time()
     header = base.Reader(io.BytesIO(blob)).header
     needed = [base.memory(c.name, min(header.block_size, len(data)), c.parameters) for c in header.codecs]
@@ -162,7 +170,7 @@ def explain(text: str, model: str, limit: int) -> Result:
     pieces = [{"text": r["token"], "value": r["bits"], "title": f"{r['bits']:.2f} bits"} for r in rows]
     total = sum(float(r["bits"]) for r in rows)
     note = (
-        f"ideal code length {total / 8:.1f} B, packed {len(packed.blob)} B, of {len(sample.data)} B "
+        f"ideal code length {total / 8:.1f} B, packed {len(packed.payload)} B, of {len(sample.data)} B "
         f"({total / len(sample.data):.4f} bits per byte); literal bytes {packed.spelled.literal_bytes}"
     )
     figure = Figure("tokens", {"pieces": pieces}, title=f"Bits per token of '{sample.name}' by {opened.name}")
@@ -170,53 +178,63 @@ def explain(text: str, model: str, limit: int) -> Result:
     return Result(f"What '{sample.name}' costs {opened.name}", tables=[table], figures=[figure])
 
 
-def coder_of(spec: str, sample: bytes, model: str) -> tuple[base.Coder, int]:
-    """Return the coder that a codec's spec asks for, and log2 of its blocks; `tok` takes the model's tokenizer.
+def coders_of(
+    codec: str, sample: bytes, supply: Supply, costs: list[float] | None = None
+) -> tuple[list[base.Coder], int]:
+    """Return the coders that a codec's spec asks for, and log2 of their blocks.
+
+    Args:
+        codec: `NAME:OPTIONS`, or several joined by +: each block takes whichever is shortest.
+        sample: first bytes of what will be packed, for codecs that learn from them.
+        supply: the model for those that need one.
+        costs: takes the ideal code length of every block packed by a model [bits].
 
     Raises:
         UnknownName, UnknownOption, BadValue, OutOfRange: the spec is wrong; the message names what is near.
-        BadValue: the codec does not write block by block.
+        BadValue: a codec does not write block by block.
     """
-    step = options.parse(spec)
+    made = [_coder_of(step, sample, supply, costs) for step in _steps(codec)]
+    return [coder for coder, _ in made], min(log2 for _, log2 in made)
+
+
+def _steps(codec: str) -> list[options.Step]:
+    return [options.parse(spec) for spec in codec.split("+")]
+
+
+def _coder_of(step: options.Step, sample: bytes, supply: Supply, costs: list[float] | None) -> tuple[base.Coder, int]:
     module = techniques.load("codecs", step.name)
     if not hasattr(module, "coder"):
         raise BadValue(f"codec {step.name!r} does not write block by block.", "See kobza help " + step.name)
     given = dict(options.check(module.compress, step.options, what=f"codec {step.name!r}"))
     log2 = given.pop("block_log2", module.BLOCK_LOG2)
     base.check_range("block_log2", log2, 10, 24)
-    supply = {"vocabulary": _tokenizer(model)} if step.name == "tok" else {}
-    return module.coder(sample, **given, **supply), log2
+    handed = supply.given([step.name])
+    if "predictor" in handed:
+        handed["costs"] = costs
+    return module.coder(sample, **given, **handed), log2
 
 
-def _supplied(reader: base.Reader, model: str) -> base.Reader:
-    if any(codec.name == "tok" for codec in reader.header.codecs):
-        reader.supply["vocabulary"] = _tokenizer(model)
+def _supplied(reader: base.Reader, supply: Supply, anyhow: bool) -> base.Reader:
+    known = base.names()
+    handed = supply.given(codec.name for codec in reader.header.codecs if codec.name in known)
+    reader.supply |= {**handed, "is_forced": anyhow}
     return reader
 
 
-def _tokenizer(model: str) -> Any:
-    import kobza
-
-    return kobza.open(model).tokenizer
-
-
-def _pack_stream(file: Path, codec: str, target: Path, model: str) -> int:
-    with _opened(file) as source, atomic_file(target) as sink, task("packing", file.stat().st_size) as work:
-        piece = source.read(SAMPLE)
-        coder, log2 = coder_of(codec, piece, model)
-        writer = base.Writer(sink, [coder], block_log2=min(log2, base.fitting_block(file.stat().st_size, log2)))
-        while piece:
+def _pack_stream(files: Sequence[Path], coders: Sequence[base.Coder], log2: int, target: Path) -> int:
+    size = files[0].stat().st_size
+    with _opened(files[0]) as source, atomic_file(target) as sink, task("packing", size) as work:
+        writer = base.Writer(sink, coders, block_log2=base.fitting_block(size, log2))
+        while piece := source.read(PIECE):
             writer.write(piece)
             work.step(len(piece))
-            piece = source.read(PIECE)
         writer.close()
     return sum(raw for raw, _ in writer.blocks)
 
 
-def _pack_archive(files: Sequence[Path], codec: str, target: Path, model: str) -> int:
-    coder, log2 = coder_of(codec, _sample(files), model)
+def _pack_archive(files: Sequence[Path], coders: Sequence[base.Coder], log2: int, target: Path) -> int:
     with atomic_file(target) as sink:
-        entries = pack_paths(files, sink, [coder], block_log2=log2)
+        entries = pack_paths(files, sink, coders, block_log2=log2)
     return sum(entry.size for entry in entries)
 
 
@@ -228,44 +246,6 @@ def _sample(files: Sequence[Path]) -> bytes:
         return b""
     with _opened(first) as source:
         return bytes(source.read(SAMPLE))
-
-
-def _pack_by_model(files: Sequence[Path], codec: str, target: Path, model: str) -> int:
-    import kobza
-    from kobza.codecs import lm
-    from kobza.models.predictor import ModelPredictor
-
-    if len(files) > 1 or files[0].is_dir():
-        raise BadValue(f"codec 'lm' packs one file; {len(files)} or a folder were given.", "Pack them one by one.")
-    given = options.check(lm.compress, options.parse(codec).options, what="codec 'lm'")
-    with _opened(files[0]) as source:
-        data = source.read()
-    opened = kobza.open(model)
-    predictor = ModelPredictor(opened)
-    blob = lm.compress(data, predictor=predictor, vocabulary=opened.tokenizer, **given)
-    if lm.decompress(blob, predictor=predictor, vocabulary=opened.tokenizer) != data:
-        raise base.NotReproducible("the model did not give the bytes back; nothing was packed.")
-    with atomic_file(target) as sink:
-        sink.write(blob)
-    return len(data)
-
-
-def _unpack_by_model(file: Path, model: str, bounds: base.Limits) -> bytes:
-    import kobza
-    from kobza.codecs import lm
-    from kobza.models.predictor import ModelPredictor
-
-    opened = kobza.open(model)
-    blob = file.read_bytes()
-    return lm.decompress(
-        blob, predictor=ModelPredictor(opened), vocabulary=opened.tokenizer, limit=min(bounds.output, lm.RAW_LIMIT)
-    )
-
-
-def _is_model_packed(source: Any) -> bool:
-    head = source.read(len(MODEL_MAGIC))
-    source.seek(0)
-    return bool(head == MODEL_MAGIC)
 
 
 def _deliver(raw: bytes, target: Path, force: bool) -> str | None:

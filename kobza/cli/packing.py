@@ -28,6 +28,10 @@ ModelName = Annotated[
         autocompletion=spec.complete_model,
     ),
 ]
+Anyhow = Annotated[
+    bool,
+    typer.Option("--other-arithmetic", help="Try although a model packed it under other versions or threads."),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace a file that exists.")]
 
 
@@ -54,7 +58,7 @@ def pack(
             "--codec",
             "-c",
             metavar="NAME[:OPTIONS]",
-            help="ulz, bpez, cm, lm, zlib, ...",
+            help="ulz, bpez, cm, lm, zlib, ...; A+B: per block whichever is shorter.",
             autocompletion=complete_codec,
         ),
     ] = "cm",
@@ -70,6 +74,7 @@ def pack(
         kobza pack photos/ notes.txt --codec lzma -o all.kbz
         kobza pack poems.txt --codec ulz:level=9
         kobza pack poems.txt --codec lm --model smollm2
+        kobza pack poems.txt --codec lm+cm
     """
     from kobza.cli import packed
 
@@ -84,6 +89,7 @@ def unpack(
     ] = None,
     model: ModelName = "smollm2",
     force: Force = False,
+    anyhow: Anyhow = False,
     max_output: MaxOutput = 1 << 30,
     max_ratio: MaxRatio = 1000,
     max_memory: MaxMemory = 1 << 30,
@@ -98,7 +104,9 @@ def unpack(
     """
     from kobza.cli import packed
 
-    return packed.unpack(file, out, packed.limits(max_output, max_ratio, max_memory), model=model, force=force)
+    return packed.unpack(
+        file, out, packed.limits(max_output, max_ratio, max_memory), model=model, force=force, anyhow=anyhow
+    )
 
 
 def ls(file: Packed) -> Table:
@@ -117,6 +125,7 @@ def ls(file: Packed) -> Table:
 def verify(
     file: Packed,
     model: ModelName = "smollm2",
+    anyhow: Anyhow = False,
     max_output: MaxOutput = 1 << 30,
     max_ratio: MaxRatio = 1000,
     max_memory: MaxMemory = 1 << 30,
@@ -129,7 +138,7 @@ def verify(
     """
     from kobza.cli import packed
 
-    return packed.verify(file, packed.limits(max_output, max_ratio, max_memory), model=model)
+    return packed.verify(file, packed.limits(max_output, max_ratio, max_memory), model=model, anyhow=anyhow)
 
 
 def bench(
@@ -139,6 +148,7 @@ def bench(
         typer.Option("--codec", "-c", metavar="NAME[:OPTIONS]", help="Only these.", autocompletion=complete_codec),
     ] = None,
     limit: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Of each file; 0: all of it.")] = 1 << 22,
+    model: ModelName = "smollm2",
 ) -> Table:
     """Compare codecs on your files. Size, speed both ways, memory, and whether the bytes came back.
 
@@ -149,7 +159,7 @@ def bench(
     """
     from kobza.cli import packed
 
-    return packed.bench(files, codec or [], limit)
+    return packed.bench(files, codec or [], limit, model)
 
 
 def explain(

@@ -1,8 +1,8 @@
 """Packed size: the bytes to which the model really packs a text, unpacked again and compared.
 
 Source: arithmetic coding with a model's next-token probabilities (`codecs.lm`; Deletang et al. 2024,
-arXiv:2309.10668). The size is that of the packed form without its header: what is left to send when both sides have
-the model and know the settings.
+arXiv:2309.10668). The size is that of the packed block without the file around it: what is left to send when both sides
+have the model and know the settings.
 """
 
 from __future__ import annotations
@@ -55,28 +55,28 @@ def measure(
     window, remark = fitting(model, window)
     predictor = ModelPredictor(model)
     packed = lm.pack(sample.text.data, predictor, model.tokenizer, streams=streams, window=window, overlap=overlap)
-    if lm.decompress(packed.blob, predictor=predictor, vocabulary=model.tokenizer) != sample.text.data:
-        raise CheckFailed(f"'{sample.text.name}' did not come back from {packed.body_bytes} packed bytes unchanged.")
+    if lm.restore(packed, predictor, model.tokenizer) != sample.text.data:
+        raise CheckFailed(f"'{sample.text.name}' did not come back from {len(packed.payload)} packed bytes unchanged.")
     how = record(model, sample, window=window, overlap=overlap, streams=packed.streams)
     return reading("packed_size", _parts(packed, sample, chunks), "B", record=how, note=_note(packed, sample) + remark)
 
 
 def _parts(packed: lm.Packed, sample: Sample, chunks: int) -> list[tuple[float, float]]:
-    """Share the bytes of the body out over the chunks; the denominators add up to one, so the ratio is the size."""
+    """Share the packed bytes out over the chunks; the denominators add up to one, so the ratio is the size."""
     parts = sample.parts(packed.coded_bits, chunks, literals=8.0)
     bits = sum(part for part, _ in parts)
-    return [(part / bits * packed.body_bytes, 1 / len(parts)) for part, _ in parts]
+    return [(part / bits * len(packed.payload), 1 / len(parts)) for part, _ in parts]
 
 
 def _note(packed: lm.Packed, sample: Sample) -> str:
     size = len(sample.text)
     ideal = packed.ideal_bits.sum() / 8
     said = [
-        f"{8 * packed.body_bytes / size:.4f} bit/B",
+        f"{8 * len(packed.payload) / size:.4f} bit/B",
         f"ideal {ideal:.1f} B" + (f" and {packed.spelled.literal_bytes} literal" if packed.spelled.literals else ""),
         f"{packed.streams} stream{'s' * (packed.streams > 1)} of {-(-len(sample.ids) // packed.streams)} tokens",
         "unpacked and compared",
     ]
-    if packed.body_bytes > size:
+    if len(packed.payload) > size:
         said.append("expands the text")
     return "; ".join([*said, *sample.remarks])

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kobza.core.errors import OutOfRange
+from kobza.models.anatomy import kv_numbers
 from kobza.models.model import Model
 from kobza.models.stepping import Stepper
 
@@ -49,6 +50,11 @@ class ModelPredictor:
             f"{platform.machine()} {capability}",
         )
         return "; ".join(facts)
+
+    def stream_bytes(self, positions: int) -> int:
+        """Return the memory [bytes] that one stream of so many positions takes: its keys and values, and its tables."""
+        tables = 36 * self._model.vocabulary  # float32 logits, and four arrays of 8 bytes each
+        return positions * kv_numbers(self._model) * self._model.dtype.itemsize + tables
 
     def restart(self, prefix: NDArray[np.int64]) -> NDArray[np.float32]:
         """Forget all, begin K contexts by the start token and `prefix` (K, T); return the logits (K, V) behind them.

@@ -104,9 +104,27 @@ def test_a_model_packs_and_gives_back_any_bytes(tiny: object, kobza: Kobza, poem
     Path("short").write_bytes(TEXT[-80:])
     packed = kobza("pack short -c lm --model tiny")
     assert packed.code == 0, packed.err
+    assert "ideal code length by the model" in packed.out
+    assert "lm (model " in kobza("ls short.kbz").out
     assert kobza("verify short.kbz --model tiny").code == 0
     assert kobza("unpack short.kbz -o back --model tiny").code == 0
     assert Path("back").read_bytes() == TEXT[-80:]
+
+
+def test_a_folder_packed_by_a_model_is_listed_without_it(tiny: object, kobza: Kobza) -> None:
+    Path("songs").mkdir()
+    Path("songs/one").write_bytes(TEXT[-80:])
+    assert kobza("pack songs -c lm+cm -o all.kbz --model tiny").code == 0
+    assert [row["path"] for row in rows_of(kobza("ls all.kbz --jsonl"))] == ["songs", "songs/one"]
+    assert kobza("unpack all.kbz -o out --model tiny").code == 0
+    assert Path("out/songs/one").read_bytes() == TEXT[-80:]
+
+
+def test_a_file_of_another_model_is_refused(tiny: object, kobza: Kobza) -> None:
+    Path("line").write_bytes(b"the same line\n" * 30)
+    assert kobza("pack line -c lm --model tiny").code == 0
+    other = kobza("unpack line.kbz -o out --model tiny:gpt2")
+    assert (other.code, "ModelMismatch" in other.err, Path("out").exists()) == (3, True, False)
 
 
 def test_tokens_pack_and_give_back_files_and_folders(tiny: object, kobza: Kobza, poem: Path) -> None:

@@ -1,6 +1,7 @@
 """The packed size is real: it is the length of bytes that give the text back, and it is the model's code length."""
 
 import copy
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kobza.codecs import lm
+from kobza.codecs import base, lm
 from kobza.core.errors import CheckFailed, EmptyText
 from kobza.measures import bits_per_byte, packed_size
 from kobza.models.predictor import ModelPredictor
@@ -53,10 +54,13 @@ def test_a_model_without_a_start_token_packs_to_its_bits_per_byte(tiny: Any) -> 
     assert ideal <= packed.value < ideal + 6
 
 
-def test_the_size_is_that_of_the_packed_form_without_its_header(tiny: Any) -> None:
-    packed = lm.pack(TEXT, ModelPredictor(tiny), tiny.tokenizer)
-    _, header = lm.read_header(packed.blob)
-    assert packed_size.measure(tiny, TEXT).value == pytest.approx(len(packed.blob) - header)
+def test_the_size_is_that_of_the_packed_file_without_what_is_around_its_block(tiny: Any) -> None:
+    blob = lm.compress(TEXT, predictor=ModelPredictor(tiny), vocabulary=tiny.tokenizer)
+    (block,) = base.Reader(io.BytesIO(blob)).blocks()
+    assert block.codec == 1
+    assert packed_size.measure(tiny, TEXT).value == block.packed_size
+    around = len(blob) - block.packed_size
+    assert around < 600, "header (two fingerprints, versions), block head, index, footer"
 
 
 def test_the_parts_add_up_to_the_size(tiny: Any) -> None:
@@ -84,7 +88,7 @@ def test_an_empty_text_is_refused(tiny: Any) -> None:
 
 
 def test_a_text_that_does_not_come_back_is_a_failure(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm, "decompress", lambda *_, **__: b"other")
+    monkeypatch.setattr(lm, "restore", lambda *_, **__: b"other")
     with pytest.raises(CheckFailed, match="did not come back"):
         packed_size.measure(tiny, TEXT)
 

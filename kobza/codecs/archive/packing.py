@@ -11,7 +11,7 @@ from typing import IO
 
 from kobza.codecs.archive.manifest import FILE, FOLDER, LINK, PERMISSIONS, Entry, write_manifest
 from kobza.codecs.archive.paths import check_all, check_link, check_path
-from kobza.codecs.container.coders import Coder
+from kobza.codecs.container.coders import Coder, load
 from kobza.codecs.container.layout import ARCHIVE
 from kobza.codecs.container.limits import Limits
 from kobza.codecs.container.writing import Writer
@@ -43,8 +43,14 @@ def pack_paths(paths: Iterable[Path], file: IO[bytes], coders: Sequence[Coder], 
     check_all((entry.path, entry.kind == FOLDER) for entry in entries)
     manifest = write_manifest(entries)
     total = len(manifest) + sum(entry.size for entry in entries)
-    writer = Writer(file, coders, block_log2=block_log2, raw_size=total, flags=ARCHIVE)
-    writer.write(manifest)
+    # what is in an archive can be read without the model that packed it
+    plain = [coder for coder in coders if coder.decode is None] or [load("zlib").coder()]
+    listed = [*coders, *(coder for coder in plain if coder not in coders)]
+    writer = Writer(file, listed, block_log2=block_log2, raw_size=total, flags=ARCHIVE)
+    if len(plain) < len(listed):
+        writer.part(manifest, plain)
+    else:
+        writer.write(manifest)
     for entry, (_, path) in zip(entries, found, strict=True):
         if entry.kind == FILE:
             _copy(entry, path, writer)

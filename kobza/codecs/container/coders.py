@@ -27,6 +27,7 @@ class Coder:
         parameters: what a decoder needs, by name; goes into the header once.
         version: version of the codec's own format [1 .. 255].
         decode: the reverse, where proving a block needs more than the file (a model).
+        is_proved: a block is always decoded and compared before it is written.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Coder:
     parameters: Mapping[str, bytes] = field(default_factory=dict)
     version: int = 1
     decode: Decode | None = None
+    is_proved: bool = False
 
 
 @cache

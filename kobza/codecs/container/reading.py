@@ -33,7 +33,7 @@ class Reader:
     Args:
         file: binary file object at the beginning of the file; must be seekable only for `read_at` and `inspect`.
         limits: what unpacking may cost.
-        supply: what codecs need beyond the file, such as {"vocabulary": ...}.
+        supply: what codecs need beyond the file, such as {"vocabulary": ...}; they are given the limits with it.
 
     Attributes:
         header: what the file says about itself.
@@ -44,6 +44,7 @@ class Reader:
 
     def __init__(self, file: IO[bytes], *, limits: Limits | None = None, supply: Mapping[str, Any] | None = None):
         self.file, self.limits, self.supply = file, limits or Limits(), dict(supply or {})
+        self.supply["limits"] = self.limits
         head = at_most(file, len(layout.MAGIC))
         layout.check_magic(head)
         self._cursor = FileCursor(file)

@@ -23,7 +23,7 @@ class Writer:
         block_log2: blocks of 2^block_log2 raw bytes [10 .. 24].
         raw_size: bytes that will be written, if known; the reader may then refuse early.
         flags: header flags (bit 0: archive).
-        verify: decode every block and compare before it is written.
+        verify: decode every block and compare before it is written; codecs that ask for it are proved anyway.
 
     Raises:
         OutOfRange: block_log2 is outside what the format allows.
@@ -44,6 +44,7 @@ class Writer:
             raise OutOfRange(f"blocks of 2^{block_log2} bytes; allowed are 2^10 to 2^24 (16 MiB).")
         self.file, self.coders, self.verify = file, tuple(coders), verify
         listed = tuple(Listed(c.name, c.version, dict(c.parameters)) for c in coders)
+        self._numbers = {id(coder): i for i, coder in enumerate(self.coders, 1)}  # as the header counts them
         self.header = Header(block_log2, listed, raw_size, flags)
         self._hash = hashlib.sha256()
         self._waiting = bytearray()
@@ -61,11 +62,27 @@ class Writer:
         del self._waiting[:at]
         return len(data)
 
-    def close(self) -> None:
-        """Write the last block, the index and the footer; without this the file is not one."""
+    def part(self, data: bytes, coders: Sequence[Coder]) -> None:
+        """Write raw bytes in blocks of their own, by only some of the codecs.
+
+        Args:
+            data: raw bytes; what was written before ends its block.
+            coders: of those this writer was made with.
+        """
+        self._flush()
+        all_coders, self.coders = self.coders, tuple(coders)
+        self.write(data)
+        self._flush()
+        self.coders = all_coders
+
+    def _flush(self) -> None:
         if self._waiting:
             self._block(bytes(self._waiting))
             self._waiting.clear()
+
+    def close(self) -> None:
+        """Write the last block, the index and the footer; without this the file is not one."""
+        self._flush()
         written = sum(raw for raw, _ in self.blocks)
         if self.header.raw_size not in (None, written):
             raise OutOfRange(f"{self.header.raw_size} bytes were announced and {written} written.")
@@ -75,20 +92,24 @@ class Writer:
     def _block(self, raw: bytes) -> None:
         self._hash.update(raw)
         number, payload = 0, raw
-        for i, coder in enumerate(self.coders, 1):
+        for coder in self.coders:
             candidate = coder.encode(raw)
             if len(candidate) < len(payload):
-                if self.verify:
+                if self.verify or coder.is_proved:
                     self._prove(coder, candidate, raw)
-                number, payload = i, candidate
+                number, payload = self._numbers[id(coder)], candidate
         self.file.write(write_block(number, len(raw), crc32c(raw), payload))
         self.blocks.append((len(raw), len(payload)))
 
     def _prove(self, coder: Coder, payload: bytes, raw: bytes) -> None:
         decode = coder.decode or decoder(coder.name, coder.version, coder.parameters, {})
-        if decode(payload, len(raw)) != raw:
+        try:
+            is_same = decode(payload, len(raw)) == raw
+        except (ValueError, LookupError, ArithmeticError, EOFError):
+            is_same = False
+        if not is_same:
             message = f"codec {coder.name!r} did not give block {len(self.blocks)} back; nothing was packed."
-            raise NotReproducible(message, "Please report it, with the file if you can share it.")
+            raise NotReproducible(message, "Pack it with another codec (cm), and please report it.")
 
 
 def pack(data: bytes, *coders: Coder, block_log2: int = 20, flags: int = 0, verify: bool = False) -> bytes:

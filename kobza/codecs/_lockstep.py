@@ -1,0 +1,294 @@
+"""A model's next-token tables for K streams of tokens in lockstep: what `lm` and `lm_cm` stand on.
+
+The tokens of a block are cut into K streams of nearly equal length; one step feeds one token of every stream, so the
+weights are read once for K tokens, when packing and when unpacking. Both sides run the *same* steps (same batch, same
+order, same windows), because the logits of a whole window and of single steps differ in their last bits, and one
+flipped bit ruins all that follows. A model is known here only as a `Predictor`; torch is not.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kobza.codecs import base
+from kobza.codecs._spelling import Vocabulary
+from kobza.core.errors import NotFinite
+from kobza.core.progress import task
+
+LOCAL = 1  # arithmetic profile: float32 logits, readable only where they come out the same
+TABLE_BITS = 28  # tables of 16 bits cost 48 % of the size at a vocabulary of 49152, of 20 bits 1.4 %, of 24 0.05 %
+CONTEXT = 256  # tokens per stream when the number of streams is left open
+MAX_STREAMS = 32  # when left open: 9.8 times the tokens per second of one; every stream holds a cache of its own
+MEMORY = 768 << 20  # bytes of caches at most when left open: below the default limit of unpacking
+STREAMS_LIMIT = 256
+WINDOW_LIMIT = 1 << 20  # tokens
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+
+class Predictor(Protocol):
+    """What the codecs need of a model.
+
+    Attributes:
+        fingerprint: names the weights exactly.
+        environment: all that the last bits of a logit depend on; where it differs, unpacking is refused.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def environment(self) -> str: ...
+
+    def stream_bytes(self, positions: int) -> int:
+        """Return the memory [bytes] that one stream of so many positions takes."""
+        ...
+
+    def restart(self, prefix: Ids) -> Logits:
+        """Forget all, begin K contexts by the start token and `prefix` (K, T); return the logits (K, V) behind them."""
+        ...
+
+    def feed(self, ids: Ids) -> Logits:
+        """Append one id to every stream (K,); return the logits (K, V) behind them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How contexts begin and end.
+
+    Args:
+        streams: streams in lockstep [count, 0 .. 256]; 0 leaves it to each block.
+        window: tokens that the model sees at most [tokens, 1 .. 1048576].
+        overlap: tokens of a full window that the next one sees again [tokens, 0 .. window - 1].
+        table_bits: precision of the integer tables [bits, 16 .. 28].
+
+    Raises:
+        OutOfRange: a number outside its range.
+    """
+
+    streams: int = 0
+    window: int = 1024
+    overlap: int = 256
+    table_bits: int = TABLE_BITS
+
+    def __post_init__(self) -> None:
+        base.check_range("streams", self.streams, 0, STREAMS_LIMIT)
+        base.check_range("window", self.window, 1, WINDOW_LIMIT)
+        base.check_range("overlap", self.overlap, 0, self.window - 1)
+        base.check_range("table_bits", self.table_bits, 16, TABLE_BITS)
+
+    def streams_for(self, tokens: int, predictor: Predictor) -> int:
+        """Return the streams for so many tokens: as asked, else one per 256, at most 32 and 768 MiB of caches."""
+        count = min(self.streams or min(MAX_STREAMS, round(tokens / CONTEXT)), tokens)
+        while not self.streams and count > 1 and self.memory(tokens, count, predictor) > MEMORY:
+            count -= 1
+        return max(1, count)
+
+    def memory(self, tokens: int, streams: int, predictor: Predictor) -> int:
+        """Return the memory [bytes] of the model's state for `streams` streams of together `tokens` tokens."""
+        return streams * predictor.stream_bytes(min(self.window, -(-tokens // streams)) + 1)
+
+
+def parts(tokens: int, streams: int) -> list[range]:
+    """Return the token places of every stream; lengths differ by one at most, longer ones first.
+
+    >>> parts(7, 3)
+    [range(0, 3), range(3, 5), range(5, 7)]
+    """
+    short, longer = divmod(tokens, streams)
+    begins = [stream * short + min(stream, longer) for stream in range(streams + 1)]
+    return [range(begin, end) for begin, end in pairwise(begins)]
+
+
+class Tables:
+    """The integer frequencies of one step for all streams: floor(exp(l - max) * 2**bits) + 1 of the logits (K, V)."""
+
+    def __init__(self, logits: Logits, bits: int, step: int) -> None:
+        self._logits = logits
+        self._top = logits.max(axis=1)  # (K,)
+        if not np.isfinite(self._top).all():
+            stream = int(np.flatnonzero(~np.isfinite(self._top))[0])
+            raise NotFinite(f"the model's logits are not finite before token {step} of stream {stream}.")
+        shares = np.exp(logits.astype(np.float64) - self._top[:, None])  # (K, V) in 0 .. 1
+        self._log2_sum = np.log2(shares.sum(axis=1))
+        self.counts = (shares * (1 << bits)).astype(np.int64) + 1  # (K, V)
+
+    def ideal_bits(self, stream: int, token: int) -> float:
+        """Return -log2 of the model's own probability of a token."""
+        distance = float(self._top[stream]) - float(self._logits[stream, token])
+        return float(distance / np.log(2) + self._log2_sum[stream])
+
+
+Choose = Callable[[int, int, Any], int]
+
+
+def walk(
+    predictor: Predictor,
+    tokens: int,
+    streams: int,
+    schedule: Schedule,
+    prepare: Callable[[Tables], Any],
+    choose: Choose,
+    label: str,
+) -> Ids:
+    """Run all steps of a block.
+
+    Args:
+        predictor: the model.
+        tokens: of the block.
+        streams: they are cut into.
+        schedule: windows and precision.
+        prepare: makes of a step's tables what `choose` wants.
+        choose: (stream, place in the stream, what `prepare` made) codes or decodes one token and returns it.
+        label: of the progress.
+
+    Returns:
+        The tokens (T,) that `choose` returned, in the order of the text.
+
+    Raises:
+        NotFinite: a logit is not a number; the message names the token.
+    """
+    lengths = [len(part) for part in parts(tokens, streams)]
+    steps = max(lengths)
+    history = np.zeros((streams, steps), np.int64)  # (K, T); streams that ended early go on with id 0
+    restarts = range(schedule.window, steps, schedule.window - schedule.overlap)
+    with task(label, steps) as work:
+        for step in range(steps):
+            if step == 0 or step in restarts:
+                logits = predictor.restart(history[:, max(0, step - schedule.overlap) : step])
+            else:
+                logits = predictor.feed(history[:, step - 1])
+            prepared = prepare(Tables(logits, schedule.table_bits, step))
+            for stream in range(streams):
+                if step < lengths[stream]:
+                    history[stream, step] = choose(stream, step, prepared)
+            work.step()
+    return np.concatenate([row[:length] for row, length in zip(history, lengths, strict=True)])
+
+
+def write_settings(predictor: Predictor, vocabulary: Vocabulary, schedule: Schedule) -> dict[str, bytes]:
+    """Return what a file's header says about the model and the steps.
+
+    `model` and `vocabulary` are fingerprints, `environment` the predictor's; `schedule` is the arithmetic profile u8,
+    table bits u8, window varint, overlap varint. Profile 1 ("local") uses the predictor's own floats; the byte leaves
+    room for one whose tables are made of integers and come out the same everywhere.
+    """
+    steps = bytes((LOCAL, schedule.table_bits)) + base.varint(schedule.window) + base.varint(schedule.overlap)
+    return {
+        "environment": predictor.environment.encode(),
+        "model": predictor.fingerprint.encode(),
+        "schedule": steps,
+        "vocabulary": vocabulary.fingerprint.encode(),
+    }
+
+
+def read_settings(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> tuple[Predictor, Vocabulary, Schedule]:
+    """Return model, tokenizer and schedule of a header, the first two from `supply`.
+
+    Raises:
+        ModelMissing: no predictor or vocabulary is supplied.
+        ModelMismatch: another one packed the file.
+        NotReproducible: the environment differs, and `supply["is_forced"]` is not true.
+        UnknownCodec: the arithmetic profile is not known here.
+    """
+    predictor = _the_same("model", "predictor", parameters, supply)
+    vocabulary = _the_same("vocabulary", "vocabulary", parameters, supply)
+    schedule = read_schedule(parameters)
+    packed_under = text_of(parameters, "environment")
+    if packed_under != predictor.environment and not supply.get("is_forced"):
+        raise base.NotReproducible(
+            f"packed under '{packed_under}', here is '{predictor.environment}': the last bits may differ.",
+            "Unpack where it was packed, with as many threads; or try it here (--other-arithmetic): checksums decide.",
+        )
+    return predictor, vocabulary, schedule
+
+
+def read_schedule(parameters: Mapping[str, bytes]) -> Schedule:
+    """Return the schedule of a header; needs no model."""
+    cursor = base.Cursor(parameters.get("schedule", b""), "the schedule")
+    profile, bits = cursor.byte(), cursor.byte()
+    if profile != LOCAL:
+        raise base.UnknownCodec(f"the file's arithmetic profile is {profile}; known here is {LOCAL}.")
+    window, overlap = cursor.varint(), cursor.varint()
+    if not 16 <= bits <= TABLE_BITS or not 1 <= window <= WINDOW_LIMIT or overlap >= window or not cursor.is_done:
+        raise base.Corrupt(f"the schedule says {bits} bits, window {window}, overlap {overlap}: it is damaged.")
+    return Schedule(0, window, overlap, bits)
+
+
+def text_of(parameters: Mapping[str, bytes], name: str) -> str:
+    """Return a text of a header."""
+    return parameters.get(name, b"").decode("utf-8", errors="replace")
+
+
+def _the_same(what: str, key: str, parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> Any:
+    wanted, found = text_of(parameters, what), supply.get(key)
+    if found is None:
+        raise base.ModelMissing(f"the file was packed with the {what} {wanted[:16]}; none is given.", "Hand it in.")
+    if found.fingerprint != wanted:
+        message = f"the file was packed with the {what} {wanted[:16]}; the one given is {found.fingerprint[:16]}."
+        raise base.ModelMismatch(message, "Open the same one: kobza ls names it.")
+    return found
+
+
+def write_literals(literals: list[tuple[int, bytes]]) -> bytes:
+    """Return the bytes that no token says, and where they stand.
+
+    Number of literals varint; per literal: tokens since the last one varint, bytes varint; then, if there are any,
+    varint 2 * length + (1 when deflated), and the bytes of all.
+    """
+    out, last = [base.varint(len(literals))], 0
+    for place, literal in literals:
+        out += [base.varint(place - last), base.varint(len(literal))]
+        last = place
+    if literals:
+        raw = b"".join(literal for _, literal in literals)
+        deflated = zlib.compress(raw, 9)
+        is_deflated = len(deflated) < len(raw)
+        stored = deflated if is_deflated else raw
+        out += [base.varint(2 * len(stored) + is_deflated), stored]
+    return b"".join(out)
+
+
+def read_literals(cursor: base.Cursor, tokens: int, size: int) -> list[tuple[int, bytes]]:
+    """Return the literals of a block of `size` bytes and `tokens` tokens.
+
+    Raises:
+        ValueError, Truncated: they contradict the block or themselves.
+    """
+    count = cursor.varint()
+    if count > 2 * size + 1:
+        raise ValueError(f"{count} literals cannot stand in {size} bytes")
+    spans, place = [], 0
+    for _ in range(count):
+        place, length = place + cursor.varint(), cursor.varint()
+        if place > tokens or length > size:
+            raise ValueError("a literal stands behind the last token, or is longer than the block")
+        spans.append((place, length))
+    if not count:
+        return []
+    stored, is_deflated = divmod(cursor.varint(), 2)
+    raw = cursor.take(stored)
+    total = sum(length for _, length in spans)
+    if total > size:
+        raise ValueError(f"the literals have {total} bytes, the block {size}")
+    if is_deflated:
+        try:
+            raw = base.inflate(zlib.decompressobj(), raw, total)
+        except zlib.error as error:
+            raise ValueError(f"the literals are damaged ({error})") from None
+    if len(raw) != total:
+        raise ValueError(f"the literals have {len(raw)} bytes, their list says {total}")
+    found, at = [], 0
+    for place, length in spans:
+        found.append((place, raw[at : at + length]))
+        at += length
+    return found
