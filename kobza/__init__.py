@@ -43,6 +43,7 @@ def __getattr__(name: str) -> Any:
         "models",
         "recipes",
         "tokens",
+        "training",
         "vault",
     ):
         return importlib.import_module(f"kobza.{name}")

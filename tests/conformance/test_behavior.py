@@ -134,9 +134,28 @@ def codecs(model: Any, name: str, **forced: Any) -> Any:
     return {"blob": blob.hex()}
 
 
+PAIRS = [
+    {"prompt": f"{n} strings", "chosen": " sing of the wide sea", "rejected": " roar", "text": "the reeds " * 9}
+    for n in range(8)
+]
+
+
+def training(model: Any, name: str, **forced: Any) -> Any:
+    few = {"steps": 2, "size": 1, "width": 32, "heads": 2, "context": 16, "batch": 2, "held": 0.25}
+    function = techniques.verb("training", name)
+    known = {option.name for option in options(function)}
+    run = function(model, PAIRS, **{key: value for key, value in few.items() if key in known}, **forced)
+    assert run.history.rows[0]["step"] == 0
+    assert run.history.rows[-1]["step"] == 2
+    assert run.facts["optimizer_state_bytes"] > 0
+    json.dumps(run.facts, allow_nan=False)
+    rows = [{key: row.get(key) for key in ("step", "tokens", "loss", "held")} for row in run.history]
+    return {"weights": digest(run.model), "rows": rows}
+
+
 DRIVERS: dict[str, Callable[..., Any]] = {
     "codecs": codecs, "decoding": decoding, "edits": edits, "embeddings": embeddings, "measures": measures,
-    "interventions": interventions,
+    "interventions": interventions, "training": training,
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What the techniques of the training room share: data, schedules, checkpoints, losses, optimizers, adapters."""
