@@ -98,9 +98,32 @@ def test_texts_that_cannot_be_made_are_refused(tiny: Any, options: dict[str, int
         heads.run(tiny, **options)
 
 
+def test_zero_and_mean_are_what_their_names_say(wired: Any) -> None:
+    """The written head's output differs from token to token: its mean carries no copy, so both cost the copying."""
+    zero, mean = (heads.run(wired, length=16, count=1, kind=kind).reading("without").value for kind in ("zero", "mean"))
+    assert zero > 0.003
+    assert mean > 0.003
+    assert zero != mean
+
+
+def test_each_head_alone_is_the_set_of_one(wired: Any) -> None:
+    result = heads.run(wired, length=16, count=1, alone=True)
+    assert result.tables[0][0]["alone"] == result.reading("without").value
+    silent = [row["alone"] for row in result.tables[0] if row["head"] not in ("L0H1", "L1H2")]
+    assert silent == pytest.approx([0] * 4, abs=1e-6)
+
+
+def test_bystanders_look_at_none_of_the_three(wired: Any) -> None:
+    """L0H1 looks back one: it may be drawn as any other head, not as a bystander."""
+    result = heads.run(wired, length=16, count=1, controls=30)
+    assert result.reading("control").high == pytest.approx(0, abs=1e-6)
+    assert result.reading("control_any").high > 0.003
+
+
 @pytest.mark.real
-def test_on_smollm2_the_heads_found_carry_the_copying(smollm2: Any) -> None:
-    result = heads.run(smollm2)
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_on_smollm2_the_heads_found_carry_the_copying(smollm2: Any, kind: Any) -> None:
+    result = heads.run(smollm2, kind=kind, controls=6)
     assert result.tables[0][0]["head"] == "L18H6"
     assert result.reading("without").value > 4
-    assert result.reading("control").high < result.reading("without").value / 2
+    assert result.reading("control").value < 1
