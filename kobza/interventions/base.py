@@ -300,7 +300,11 @@ def record(model: Model, technique: str, options: Mapping[str, Any], **prompts: 
         options: every option with its value; what is not plain data is left out.
         prompts: token ids of each prompt.
     """
-    plain = {k: v for k, v in options.items() if isinstance(v, str | int | float | list | tuple | type(None))}
+    plain = {
+        k: list(v) if isinstance(v, tuple) else v  # as JSON gives it back
+        for k, v in options.items()
+        if isinstance(v, str | int | float | list | tuple | type(None))
+    }
     about = {
         "name": model.name,
         "spec": model.origin.spec,

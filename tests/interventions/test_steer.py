@@ -130,4 +130,4 @@ def test_on_smollm2_am_and_pm_steer_held_out_times_monotonically(smollm2: Any) -
         held_out=(prompt.format("8|9", "am"), prompt.format("8|9", "pm")), metric="diff: morning| evening", layer=24,
     )  # fmt: skip
     assert result.reading("monotone").value == 1
-    assert result.reading("slope").value > 5 * result.reading("control").high
+    assert result.reading("slope").value > 1.5 * result.reading("control").high
