@@ -1,14 +1,15 @@
-"""The one loop of decoding, and what it gives: a Generation, read while it is written.
+"""What every strategy of decoding stands on: a Session to work with, and a Generation, read while it is written.
 
-A technique of this room gives `generate(model, prompt, *, tokens=64, ..., seed=0) -> Generation`. It chooses; all else
-(prompt, chat template, cache, stop rules, streaming, log-probabilities, time) is here.
+A technique of this room gives `generate(model, prompt, *, tokens=64, ..., seed=0) -> Generation`. Its strategy is a
+generator of events over a Session; all else (prompt, chat template, cache, stop rules, streaming, log-probabilities,
+entropies, time) is here. Which backend runs the model is chosen by `models.stepping.using`, not by the strategy.
 """
 
 from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +19,8 @@ from torch import Tensor
 from kobza.core.errors import BadValue, NotFinite, OutOfRange
 from kobza.models.model import Model
 from kobza.models.prompts import Prompt, end_ids, prompt_ids
-from kobza.models.stepping import Stepper
+from kobza.models.stepping import Steps, chosen_backend, steps
 
-Choose = Callable[[Tensor], int]  # logits (V,) float32 on the CPU -> id
 Reason = Literal["length", "end", "stop"]
 
 
@@ -32,11 +32,132 @@ class Step:
         id: the token.
         logprob: natural logarithm of the model's own probability of it, before any rule of the strategy.
         seconds: since the generation began.
+        entropy: of the model's distribution at this place [nats].
+        varentropy: variance of the surprisal in that distribution [nats^2].
+        is_drafted: it was proposed before the model judged it.
     """
 
     id: int
     logprob: float
     seconds: float
+    entropy: float = 0.0
+    varentropy: float = 0.0
+    is_drafted: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens proposed by something cheaper than the model, and how many of them the model agreed to.
+
+    Attributes:
+        ids: the proposal.
+        accepted: its first tokens that were kept; the others were taken back.
+    """
+
+    ids: tuple[int, ...]
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a strategy did at the token that follows, in a word: the quadrant of `entropy`, a branch, a redraw."""
+
+    said: str
+
+
+Event = Step | Draft | Note | Reason
+
+
+class Session:
+    """One text in the making, as a strategy sees it.
+
+    Attributes:
+        model: the model that speaks.
+        ids: the prompt and all that was said so far.
+        tokens: how many may be said.
+        run: the model with its cache; made when first asked for.
+    """
+
+    def __init__(self, model: Model, ids: list[int], tokens: int, backend: str) -> None:
+        self.model = model
+        self.ids = list(ids)
+        self.tokens = tokens
+        self.prompt_tokens = len(ids)
+        self.begin = time.perf_counter()
+        self._backend = backend
+        self._ends = end_ids(model)
+        self._run: Steps | None = None
+        self.passes = 0
+
+    @property
+    def run(self) -> Steps:
+        """The model with its cache, empty at first."""
+        if self._run is None:
+            self._run = steps(self.model, backend=self._backend)
+        return self._run
+
+    @property
+    def made(self) -> int:
+        """Tokens said so far."""
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be said."""
+        return self.tokens - self.made
+
+    def begun(self, model: Model) -> Steps:
+        """Return an empty run of another model, by the backend of this session."""
+        return steps(model, backend=self._backend)
+
+    def feed(self, ids: Sequence[int], *, keep: int = 1) -> Tensor:
+        """Read tokens; return checked float32 logits on the CPU: (V,), or (keep, V) for `keep` > 1."""
+        self.passes += 1
+        return self.checked(self.run.feed([list(ids)], keep=keep)[0].cpu())
+
+    def checked(self, logits: Tensor) -> Tensor:
+        """Return logits (..., V) that are numbers.
+
+        Raises:
+            NotFinite: they are not; the message names the token.
+        """
+        if not torch.isfinite(logits.max()):
+            raise NotFinite(
+                f"the logits of '{self.model.name}' are not finite before token {self.made + 1} of the generation."
+            )
+        return logits
+
+    def say(self, token: int, logits: Tensor, *, is_drafted: bool = False) -> Step | Reason:
+        """Put a token behind the text and return its event; "end" for an end token, which is no part of the text.
+
+        Args:
+            token: what was chosen.
+            logits: the model's own (V,), before any rule.
+            is_drafted: it was proposed before.
+        """
+        if token in self._ends:
+            return "end"
+        self.ids.append(token)
+        logprobs = logits.log_softmax(-1)
+        entropy, varentropy = spread(logprobs)
+        seconds = time.perf_counter() - self.begin
+        return Step(token, float(logprobs[token]), seconds, entropy, varentropy, is_drafted)
+
+
+Strategy = Callable[[Session], Iterator[Event]]
+Choose = Callable[[Tensor, Sequence[int]], int]  # logits (V,) and the text so far -> id
+
+
+def spread(logprobs: Tensor) -> tuple[float, float]:
+    """Return entropy [nats] and varentropy [nats^2] of log-probabilities (V,).
+
+    >>> spread(torch.tensor([0.5, 0.5]).log())
+    (0.6931471824645996, 0.0)
+    """
+    logprobs = logprobs.clamp(min=-100)  # exp(-100) is nothing, and 0 x infinity would be no number
+    probabilities = logprobs.exp()
+    entropy = -(probabilities @ logprobs)
+    return float(entropy), max(0.0, float(probabilities @ (logprobs + entropy).square()))
 
 
 class Generation:
@@ -48,19 +169,28 @@ class Generation:
     Args:
         model: the model that speaks.
         prompt_ids: the tokens it begins behind.
-        steps: the tokens, as they are made; control tokens that end the text are not among them.
+        events: the tokens, as they are made, and what else happened; control tokens that end the text are not
+            among them.
         stop: texts that end the generation; they and what follows are not part of the text.
+        session: where passes are counted; None counts none.
     """
 
     def __init__(
-        self, model: Model, prompt_ids: list[int], steps: Iterator[Step | Reason], stop: Sequence[str]
+        self,
+        model: Model,
+        prompt_ids: list[int],
+        events: Iterator[Event],
+        stop: Sequence[str],
+        session: Session | None = None,
     ) -> None:
         self.model = model
         self.prompt_ids = prompt_ids
         self._made: list[Step] = []
+        self._events: list[Event] = []
         self._pieces: list[str] = []
         self._reason: Reason | None = None
-        self._source = _streamed(model, self._recorded(steps), tuple(stop))
+        self._session = session
+        self._source = _streamed(model, self._recorded(events), tuple(stop))
 
     def __iter__(self) -> Iterator[str]:
         at = 0
@@ -73,13 +203,15 @@ class Generation:
                 return
             self._pieces.append(piece)
 
-    def _recorded(self, steps: Iterator[Step | Reason]) -> Iterator[Step]:
-        for step in steps:
-            if isinstance(step, str):
-                self._reason = step
+    def _recorded(self, events: Iterator[Event]) -> Iterator[Step]:
+        for event in events:
+            if isinstance(event, str):
+                self._reason = event
                 return
-            self._made.append(step)
-            yield step
+            self._events.append(event)
+            if isinstance(event, Step):
+                self._made.append(event)
+                yield event
 
     def _finished(self) -> Generation:
         for _ in self:
@@ -92,6 +224,16 @@ class Generation:
         return "".join(self._finished()._pieces)
 
     @property
+    def steps(self) -> list[Step]:
+        """The generated tokens with all that is known of each, those of a stop text included."""
+        return list(self._finished()._made)
+
+    @property
+    def events(self) -> list[Event]:
+        """All that happened: tokens, drafts with their fate, notes."""
+        return list(self._finished()._events)
+
+    @property
     def ids(self) -> list[int]:
         """The generated tokens, those of a stop text included."""
         return [step.id for step in self._finished()._made]
@@ -102,9 +244,31 @@ class Generation:
         return [step.logprob for step in self._finished()._made]
 
     @property
+    def entropies(self) -> list[float]:
+        """Entropy of the model's distribution at every token [nats]."""
+        return [step.entropy for step in self._finished()._made]
+
+    @property
     def seconds(self) -> list[float]:
         """Seconds from the beginning to every token; the first includes reading the prompt."""
         return [step.seconds for step in self._finished()._made]
+
+    @property
+    def drafts(self) -> list[Draft]:
+        """Every proposal and how much of it was kept."""
+        return [event for event in self._finished()._events if isinstance(event, Draft)]
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the proposed tokens that were kept; 0 where none was proposed."""
+        proposed = sum(len(draft.ids) for draft in self.drafts)
+        return sum(draft.accepted for draft in self.drafts) / proposed if proposed else 0.0
+
+    @property
+    def passes(self) -> int:
+        """How often the model was run, the reading of the prompt included; fewer than tokens where drafts were kept."""
+        self._finished()
+        return self._session.passes if self._session else 0
 
     @property
     def stopped_by(self) -> Reason:
@@ -116,7 +280,7 @@ class Generation:
     def tokens_per_second(self) -> float:
         """Speed after the first token; 0 when there is only one."""
         times = self.seconds
-        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
 
     def __str__(self) -> str:
         return self.text
@@ -125,15 +289,15 @@ class Generation:
         return f"<Generation of {len(self._made)} tokens by {self.model.name}>"
 
 
-def run(
-    model: Model, prompt: Prompt, choose: Choose, *, tokens: int, stop: Sequence[str] = (), chat: bool = False
+def speak(
+    model: Model, prompt: Prompt, strategy: Strategy, *, tokens: int, stop: Sequence[str] = (), chat: bool = False
 ) -> Generation:
-    """Let a model go on with a prompt; nothing is computed before the Generation is read.
+    """Let a model go on with a prompt by a strategy; nothing is computed before the Generation is read.
 
     Args:
         model: the model.
         prompt: a text, or messages {"role", "content"} for its chat template.
-        choose: picks the next token from logits (V,).
+        strategy: yields events over a Session; where it simply ends, the reason is "length".
         tokens: tokens at most [tokens, 1 ..].
         stop: texts that end the generation.
         chat: put a text into the model's chat template as the user's message.
@@ -155,32 +319,44 @@ def run(
             f"'{model.name}' was trained for {model.context}.",
             f"Ask for {room} tokens at most." if room > 0 else "Shorten the prompt.",
         )
-    return Generation(model, ids, _steps(model, ids, choose, tokens), stop)
+    session = Session(model, ids, tokens, chosen_backend())
+    return Generation(model, ids, _told(session, strategy), stop, session)
 
 
-def _steps(model: Model, ids: list[int], choose: Choose, tokens: int) -> Iterator[Step | Reason]:
-    begin = time.perf_counter()
-    ends = end_ids(model)
-    stepper = Stepper(model)
-    logits = stepper.feed([ids])[0].float().cpu()  # (V,)
-    for made in range(1, tokens + 1):
-        if not torch.isfinite(logits.max()):
-            raise NotFinite(f"the logits of '{model.name}' are not finite before token {made} of the generation.")
-        token = choose(logits)
-        if token in ends:
-            yield "end"
-            return
-        yield Step(token, float(logits.double().log_softmax(-1)[token]), time.perf_counter() - begin)
-        if made < tokens:
-            logits = stepper.feed([[token]])[0].float().cpu()
+def _told(session: Session, strategy: Strategy) -> Iterator[Event]:
+    session.begin = time.perf_counter()
+    yield from strategy(session)
     yield "length"
 
 
-def _streamed(model: Model, steps: Iterator[Step], stop: tuple[str, ...]) -> Iterator[str]:
+def one_by_one(choose: Choose) -> Strategy:
+    """Return the plain strategy: choose a token from the logits behind the last one, and read it."""
+
+    def strategy(session: Session) -> Iterator[Event]:
+        new: Sequence[int] = session.ids
+        while session.left:
+            logits = session.feed(new)
+            event = session.say(choose(logits, session.ids), logits)
+            yield event
+            if isinstance(event, str):
+                return
+            new = session.ids[-1:]
+
+    return strategy
+
+
+def check_ranges(*facts: tuple[str, float, bool, str]) -> None:
+    """Raise OutOfRange for the first of (name, value, is allowed, what is allowed) that is not allowed."""
+    for name, value, is_allowed, allowed in facts:
+        if not is_allowed:
+            raise OutOfRange(f"{name} is {value}; allowed is {allowed}.")
+
+
+def _streamed(model: Model, made: Iterable[Step], stop: tuple[str, ...]) -> Iterator[str]:
     """Yield whole characters, and never the beginning of what may become a stop text."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     held = ""
-    for step in steps:
+    for step in made:
         held += decoder.decode(_said(model, step.id))
         found = [place for text in stop if (place := held.find(text)) >= 0]
         if found:
@@ -210,46 +386,3 @@ def _beginning_of(text: str, stop: tuple[str, ...]) -> int:
     """
     longest = min(len(text), max((len(word) - 1 for word in stop), default=0))
     return next((n for n in range(longest, 0, -1) if any(word.startswith(text[-n:]) for word in stop)), 0)
-
-
-# rules: pure functions from logits (V,) to logits (V,); what is left out becomes -inf. Strategies apply them in the
-# order of transformers: temperature, top-k, top-p, min-p.
-
-
-def temper(logits: Tensor, value: float) -> Tensor:
-    """Divide by the temperature: under 1 sharpens the distribution, over 1 flattens it."""
-    return logits / value
-
-
-def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k likeliest tokens, and all that are exactly as likely as the k-th (Fan et al. 2018, arXiv:1805.04833).
-
-    >>> top_k(torch.tensor([1.0, 3.0, 2.0]), 2)
-    tensor([-inf, 3., 2.])
-    """
-    k = min(k, logits.shape[-1])
-    least = torch.topk(logits, k).values[-1]
-    return logits.masked_fill(logits < least, -torch.inf)
-
-
-def top_p(logits: Tensor, share: float) -> Tensor:
-    """Keep the smallest set of likeliest tokens that together reach `share` (Holtzman et al. 2019, arXiv:1904.09751).
-
-    >>> top_p(torch.tensor([0.5, 0.3, 0.2]).log(), 0.6).exp()
-    tensor([0.5000, 0.3000, 0.0000])
-    """
-    rising, order = torch.sort(logits)
-    # subtle: summed from the unlikely end, as transformers does, so that ties and rounding fall the same way
-    is_tail = rising.softmax(-1).cumsum(-1) <= 1 - share
-    is_tail[-1] = False  # the likeliest always stays
-    return logits.masked_fill(torch.zeros_like(is_tail).scatter(-1, order, is_tail), -torch.inf)
-
-
-def min_p(logits: Tensor, share: float) -> Tensor:
-    """Keep the tokens at least `share` times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
-
-    >>> min_p(torch.tensor([0.6, 0.3, 0.1]).log(), 0.4).exp()
-    tensor([0.6000, 0.3000, 0.0000])
-    """
-    probabilities = logits.softmax(-1)
-    return logits.masked_fill(probabilities < share * probabilities.max(), -torch.inf)

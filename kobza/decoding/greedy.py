@@ -6,7 +6,7 @@ Source: the same tokens as transformers' `generate(do_sample=False)`. Small mode
 
 from __future__ import annotations
 
-from kobza.decoding.base import Generation, run
+from kobza.decoding.base import Generation, one_by_one, speak
 from kobza.models.model import Model
 from kobza.models.prompts import Prompt
 
@@ -32,4 +32,5 @@ def generate(
 
     Cost: one step with cache per token.
     """
-    return run(model, prompt, lambda logits: int(logits.argmax()), tokens=tokens, stop=stop or (), chat=chat)
+    strategy = one_by_one(lambda logits, _: int(logits.argmax()))
+    return speak(model, prompt, strategy, tokens=tokens, stop=stop or (), chat=chat)

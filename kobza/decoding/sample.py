@@ -1,17 +1,19 @@
 """Sampling: draw the next token from the model's distribution, sharpened and cut off as asked.
 
 Source: temperature and top-k (Fan et al. 2018, arXiv:1805.04833), top-p (Holtzman et al. 2019, arXiv:1904.09751),
-min-p (Nguyen et al. 2024, arXiv:2407.01082); the distributions equal those of transformers' logits processors.
+min-p (Nguyen et al. 2024, arXiv:2407.01082), typical (Meister et al. 2022, arXiv:2202.00666), eta (Hewitt et al. 2022,
+arXiv:2210.15191), repetition penalty (Keskar et al. 2019, arXiv:1909.05858); the distributions equal those of
+transformers' logits processors.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
 
-from kobza.core.errors import OutOfRange
-from kobza.decoding import base
-from kobza.decoding.base import Generation, run
+import torch
+
+from kobza.decoding.base import Event, Generation, Session, one_by_one, speak
+from kobza.decoding.shaping import Shape
 from kobza.models.model import Model
 from kobza.models.prompts import Prompt
 
@@ -25,6 +27,11 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    typical: float = 1.0,
+    eta: float = 0.0,
+    repetition: float = 1.0,
+    frequency: float = 0.0,
+    presence: float = 0.0,
     stop: list[str] | None = None,
     chat: bool = False,
     seed: int = 0,
@@ -39,6 +46,11 @@ def generate(
         top_k: keep the likeliest tokens; 0 keeps all [count, 0 ..].
         top_p: keep the likeliest tokens that together reach this probability; 1 keeps all [fraction, 0 < .. 1].
         min_p: keep tokens at least this often as likely as the likeliest; 0 keeps all [fraction, 0 .. 1].
+        typical: keep tokens of the most typical surprisal up to this probability; 1 keeps all [fraction, 0 < .. 1].
+        eta: leave out tokens under a bound that falls with the entropy; 0 keeps all [probability, 0 .. < 1].
+        repetition: factor against tokens of prompt and text; 1 changes nothing [ratio, 0 < ..].
+        frequency: subtracted from a logit for each time its token was said [logits].
+        presence: subtracted once from the logit of a token that was said [logits].
         stop: texts that end the generation.
         chat: put the text into the model's chat template as the user's message.
         seed: of the draws; equal seeds give equal tokens [number, 0 ..].
@@ -52,34 +64,11 @@ def generate(
 
     Cost: one step with cache per token.
     """
-    _check(temperature, top_k, top_p, min_p)
+    shape = Shape(temperature, top_k, top_p, min_p, typical, eta, repetition, frequency, presence).checked()
     generator = torch.Generator().manual_seed(seed)
 
-    def choose(logits: Tensor) -> int:
-        if temperature == 0:
-            return int(logits.argmax())
-        shaped = shape(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        return int(torch.multinomial(shaped.softmax(-1), 1, generator=generator))
+    def strategy(session: Session) -> Iterator[Event]:
+        start = session.prompt_tokens
+        return one_by_one(lambda logits, text: shape.pick(shape(logits, text, start), generator))(session)
 
-    return run(model, prompt, choose, tokens=tokens, stop=stop or (), chat=chat)
-
-
-def shape(logits: Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """Return the logits (V,) that are drawn from, -inf where a token is left out."""
-    logits = base.temper(logits, temperature)
-    if top_k:
-        logits = base.top_k(logits, top_k)
-    if top_p < 1:
-        logits = base.top_p(logits, top_p)
-    return base.min_p(logits, min_p) if min_p else logits
-
-
-def _check(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    for name, value, is_allowed, allowed in (
-        ("temperature", temperature, temperature >= 0, "0 or more"),
-        ("top_k", top_k, top_k >= 0, "0 (all) or more"),
-        ("top_p", top_p, 0 < top_p <= 1, "more than 0, 1 at most"),
-        ("min_p", min_p, 0 <= min_p <= 1, "0 to 1"),
-    ):
-        if not is_allowed:
-            raise OutOfRange(f"{name} is {value}; allowed is {allowed}.")
+    return speak(model, prompt, strategy, tokens=tokens, stop=stop or (), chat=chat)

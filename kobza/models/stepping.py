@@ -1,22 +1,141 @@
-"""A model fed step by step with its keys and values kept, and plain sampling on top of it."""
+"""A model fed step by step with its keys and values kept: one interface over three backends, and plain sampling.
+
+auto           bare where it fits, else transformers
+transformers   every family, hooks and edits of any kind (`Stepper`)
+bare           Llama-type models without module overhead (`bare.py`)
+llama          llama.cpp for a GGUF file (`llama.py`; the extra `llama`)
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from kobza.core.errors import EmptyText, OutOfRange
+from kobza.core.errors import BadValue, EmptyText, OutOfRange, UnknownName
+from kobza.models import rules
 from kobza.models.model import Model
 
 CROPPABLE = {"full_attention", "sliding_attention", "chunked_attention"}
+BACKENDS = ("auto", "transformers", "bare", "llama")
+_CHOSEN: ContextVar[str] = ContextVar("backend", default="auto")
+Ids = Tensor | Sequence[Sequence[int]]  # (B, T)
+
+
+class Steps(Protocol):
+    """A run that goes on.
+
+    Attributes:
+        model: the model that runs.
+        batch: B, rows fed together, all of equal length.
+        length: tokens read so far.
+    """
+
+    model: Model
+    batch: int
+    length: int
+
+    def feed(self, ids: Ids, *, keep: int = 1) -> Tensor:
+        """Read (B, T) more tokens; return float32 logits behind the last `keep`: (B, V), or (B, keep, V)."""
+
+    def rollback(self, n: int) -> None:
+        """Forget the last `n` tokens [count, 0 .. length]."""
+
+    def fork(self) -> Steps:
+        """Return a run that goes on from here by itself."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; a row may be named several times."""
+
+    def feed_layers(self, ids: Ids, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Read more tokens; return {layers run: logits (B, V) of norm and head behind so many}, the last included."""
+
+
+def steps(model: Model, batch: int = 1, *, backend: str = "") -> Steps:
+    """Begin a run of a model.
+
+    Args:
+        model: the model to run.
+        batch: rows fed together [count, 1 ..].
+        backend: one of `BACKENDS`; "" takes the one of the surrounding `using`, else "auto".
+
+    Raises:
+        UnknownName: no such backend. BadValue: the model does not fit the backend; the message says why.
+        MissingExtra: llama.cpp is not installed.
+    """
+    chosen = backend or _CHOSEN.get()
+    if chosen not in BACKENDS:
+        raise UnknownName.of("backend", chosen, BACKENDS)
+    if chosen == "llama":
+        from kobza.models.llama import LlamaStepper
+
+        return LlamaStepper(model, batch)
+    if chosen == "transformers":
+        return Stepper(model, batch)
+    from kobza.models import bare
+
+    reason = bare.misfit(model)
+    if not reason:
+        return bare.BareStepper(model, batch)
+    if chosen == "bare":
+        raise BadValue(f"'{model.name}' does not fit the bare step: {reason}.", "Use the backend transformers.")
+    return Stepper(model, batch)
+
+
+def chosen_backend() -> str:
+    """Return the backend of the surrounding `using`, else "auto"."""
+    return _CHOSEN.get()
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Let every run begun inside the `with` use this backend."""
+    if backend not in BACKENDS:
+        raise UnknownName.of("backend", backend, BACKENDS)
+    token = _CHOSEN.set(backend)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
+
+
+def checked(run: Steps, ids: Ids, keep: int) -> Tensor:
+    """Return fed ids (B, T) as a tensor after checking their shape and the trained positions.
+
+    Raises:
+        OutOfRange: a wrong shape, or more positions than the model was trained for.
+    """
+    fed = torch.as_tensor(ids, dtype=torch.long)
+    if fed.ndim != 2 or fed.shape[0] != run.batch or fed.shape[1] < keep or keep < 1:
+        raise OutOfRange(f"fed ids {tuple(fed.shape)} with keep={keep}: need ({run.batch}, T), 1 <= keep <= T.")
+    context = run.model.context
+    if context and run.length + fed.shape[1] > context:
+        total = run.length + fed.shape[1]
+        raise OutOfRange(f"{total} positions exceed the {context} that {run.model.name!r} was trained for.")
+    return fed
+
+
+def check_rollback(run: Steps, n: int) -> None:
+    """Raise OutOfRange unless 0 <= n <= length."""
+    if not 0 <= n <= run.length:
+        raise OutOfRange(f"cannot take back {n} of {run.length} tokens.")
+
+
+def checked_rows(run: Steps, rows: Sequence[int]) -> list[int]:
+    """Return the rows after checking that there are some and that the run has them."""
+    if not rows or not all(0 <= row < run.batch for row in rows):
+        raise OutOfRange(f"rows {list(rows)} of a run of {run.batch}: name one or more of 0 .. {run.batch - 1}.")
+    return list(rows)
 
 
 class Stepper:
-    """A run that goes on: each `feed` reads only the new tokens, `rollback` takes the last ones back.
+    """The run of any transformers module; see `Steps`.
 
     Args:
         model: the model to run.
@@ -37,21 +156,13 @@ class Stepper:
         return DynamicCache() if kinds <= CROPPABLE else DynamicCache(config=self.model.config)
 
     @torch.inference_mode()
-    def feed(self, ids: Tensor | Sequence[Sequence[int]], *, keep: int = 1) -> Tensor:
-        """Read more tokens.
-
-        Args:
-            ids: (B, T) new tokens.
-            keep: positions at the end whose logits are returned [count, 1 .. T].
-
-        Returns:
-            float32 logits that predict the next token: (B, V), or (B, keep, V) for `keep` > 1.
+    def feed(self, ids: Ids, *, keep: int = 1) -> Tensor:
+        """Read more tokens; see `Steps.feed`.
 
         Raises:
             OutOfRange: a wrong shape, or more positions than the model was trained for.
         """
-        fed = torch.as_tensor(ids, dtype=torch.long)
-        self._check(fed, keep)
+        fed = checked(self, ids, keep)
         out = self.model.module(
             input_ids=fed.to(self.model.device), past_key_values=self._cache, use_cache=True, logits_to_keep=keep
         )
@@ -59,23 +170,58 @@ class Stepper:
         logits: Tensor = out.logits[:, -keep:].float()
         return logits[:, 0] if keep == 1 else logits
 
-    def _check(self, fed: Tensor, keep: int) -> None:
-        if fed.ndim != 2 or fed.shape[0] != self.batch or fed.shape[1] < keep or keep < 1:
-            raise OutOfRange(f"fed ids {tuple(fed.shape)} with keep={keep}: need ({self.batch}, T), 1 <= keep <= T.")
-        context = self.model.context
-        if context and self.length + fed.shape[1] > context:
-            total = self.length + fed.shape[1]
-            raise OutOfRange(f"{total} positions exceed the {context} that {self.model.name!r} was trained for.")
+    @torch.inference_mode()
+    def feed_layers(self, ids: Ids, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Read more tokens, and read out several depths; see `Steps.feed_layers`."""
+        from kobza.models.states import head
+
+        fed = checked(self, ids, 1).to(self.model.device)
+        wanted = checked_layers(self.model, layers)
+        out = self.model.module(
+            input_ids=fed, past_key_values=self._cache, use_cache=True, logits_to_keep=1, output_hidden_states=True
+        )
+        self.length += fed.shape[1]
+        norm = self.model.module.get_submodule(self.model.family.modules["norm"])
+        found = {n: head(self.model, norm(out.hidden_states[n][:, -1])).float() for n in wanted}
+        return found | {self.model.layers: out.logits[:, -1].float()}
 
     def rollback(self, n: int) -> None:
         """Forget the last `n` tokens [count, 0 .. length]."""
-        if not 0 <= n <= self.length:
-            raise OutOfRange(f"cannot take back {n} of {self.length} tokens.")
+        check_rollback(self, n)
         if n == self.length:
             self._cache = self._empty()
         elif n:
             self._cache.crop(-n)
         self.length -= n
+
+    def fork(self) -> Stepper:
+        """Return a run that goes on from here by itself; the cache is copied."""
+        import copy
+
+        twin = copy.copy(self)
+        twin._cache = copy.deepcopy(self._cache)
+        return twin
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order."""
+        chosen = checked_rows(self, rows)
+        if chosen != list(range(self.batch)):
+            self._cache.batch_select_indices(torch.tensor(chosen))
+        self.batch = len(chosen)
+
+
+def checked_layers(model: Model, layers: Sequence[int]) -> list[int]:
+    """Return depths below the last, sorted, after checking them.
+
+    Raises:
+        OutOfRange: a depth that the model does not have.
+        BadValue: a family whose last norm is not known.
+    """
+    if not all(1 <= n <= model.layers for n in layers):
+        raise OutOfRange(f"layers {list(layers)}: '{model.name}' has 1 .. {model.layers}.")
+    if "norm" not in model.family.modules:
+        raise BadValue(f"the last norm of '{model.name}' ({model.family.name}) is not known: no early read-out.")
+    return sorted(set(layers) - {model.layers})
 
 
 def generate(
@@ -116,13 +262,13 @@ def generate(
 def _generate(
     model: Model, ids: list[int], tokens: int, temperature: float, top_k: int, top_p: float, seed: int, stop: set[int]
 ) -> Iterator[tuple[int, float]]:
-    stepper = Stepper(model)
+    run = Stepper(model)
     generator = torch.Generator().manual_seed(seed)
     new = ids
     for _ in range(tokens):
-        if model.context and stepper.length and stepper.length + len(new) > model.context:
+        if model.context and run.length and run.length + len(new) > model.context:
             return
-        logits = stepper.feed([new])[0].cpu()
+        logits = run.feed([new])[0].cpu()
         chosen = draw(logits, temperature, top_k, top_p, generator)
         yield chosen, float(logits.double().log_softmax(-1)[chosen]) / math.log(2)
         if chosen in stop:
@@ -134,12 +280,7 @@ def draw(logits: Tensor, temperature: float, top_k: int, top_p: float, generator
     """Return one id drawn from logits (V,); temperature 0: the likeliest, the smallest id among equals."""
     if temperature == 0:
         return int(logits.argmax())
-    scaled = logits.float() / temperature
-    order = scaled.argsort(descending=True, stable=True)
-    probabilities = scaled[order].softmax(-1)
-    if top_k:
-        probabilities = probabilities[:top_k]
-    if top_p < 1:
-        before = probabilities.cumsum(0) - probabilities
-        probabilities = probabilities[: max(1, int((before < top_p).sum()))]
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+    shaped = rules.temper(logits.float(), temperature)
+    shaped = rules.top_k(shaped, top_k) if top_k else shaped
+    shaped = rules.top_p(shaped, top_p) if top_p < 1 else shaped
+    return int(torch.multinomial(shaped.softmax(-1), 1, generator=generator))

@@ -22,7 +22,7 @@ TEXT = b"the banks of the wide Dnipro, the steep cliffs, the waves that roar and
 # values that fit a model of width 32 with 300 tokens, by the option's name; defaults are meant for real models
 SMALL: dict[str, Any] = {
     "rank": 8, "dimensions": 8, "k": 5, "count": 5, "components": 2, "tokens": 8, "window": 64, "overlap": 16,
-    "token": " t", "strength": 0.5, "factor": 0.5, "repeats": 1, "prompt": "the banks",
+    "token": " t", "temperature": 1.0, "strength": 0.5, "factor": 0.5, "repeats": 1, "prompt": "the banks",
     "clean": "the winds of it", "corrupt": "the winks of it",
 }  # fmt: skip
 # figures that a clock or the operating system gives: they differ between equal runs
