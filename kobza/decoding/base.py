@@ -75,6 +75,7 @@ class Session:
         model: the model that speaks.
         ids: the prompt and all that was said so far.
         tokens: how many may be said.
+        ends: tokens that end a text.
         run: the model with its cache; made when first asked for.
     """
 
@@ -85,7 +86,7 @@ class Session:
         self.prompt_tokens = len(ids)
         self.begin = time.perf_counter()
         self._backend = backend
-        self._ends = end_ids(model)
+        self.ends = end_ids(model)
         self._run: Steps | None = None
         self.passes = 0
 
@@ -135,7 +136,7 @@ class Session:
             logits: the model's own (V,), before any rule.
             is_drafted: it was proposed before.
         """
-        if token in self._ends:
+        if token in self.ends:
             return "end"
         self.ids.append(token)
         logprobs = logits.log_softmax(-1)
