@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kobza.cli import zpaq_files
 from kobza.cli.supply import Supply
 from kobza.codecs import base
 from kobza.codecs.archive.manifest import FOLDER, LINK, Entry
@@ -32,13 +33,15 @@ def limits(output: int, ratio: int, memory: int) -> base.Limits:
     return base.Limits(output=output, ratio=ratio, memory=memory)
 
 
-def pack(files: Sequence[Path], codec: str, out: Path | None, *, model: str, force: bool) -> str:
+def pack(files: Sequence[Path], codec: str, out: Path | None, *, model: str, force: bool, key: str = "") -> str:
     """Pack files and say what became of their size."""
     for file in files:
         if not file.exists() and not file.is_symlink():
             raise MissingFile(f"there is no file or folder '{file}'.")
     for step in _steps(codec):  # a misspelled codec is said before a file in the way
         techniques.load("codecs", step.name)
+    if codec.partition(":")[0] == "zpaq":
+        return zpaq_files.pack(files, options.parse(codec), out, key=key)
     target = out or Path(f"{files[0].resolve().name}{SUFFIX}")
     _require_free(target, force)
     supply, costs = Supply(model), list[float]()
@@ -141,17 +144,25 @@ def bench_row(spec: str, data: bytes, supply: Supply) -> dict[str, Any]:
     packed = time.process_time()
     back = module.decompress(blob, **handed)
     ended = time.process_time()
-    header = base.Reader(io.BytesIO(blob)).header
-    needed = [base.memory(c.name, min(header.block_size, len(data)), c.parameters) for c in header.codecs]
     return {
         "codec": spec,
         "packed": len(blob),
         "part": 100 * len(blob) / max(len(data), 1),
         "pack": len(data) / 1e6 / max(packed - began, 1e-9),
         "unpack": len(data) / 1e6 / max(ended - packed, 1e-9),
-        "memory": max(needed, default=0) / 2**20,
+        "memory": _memory(blob, len(data)),
         "round trip": "same bytes" if back == data else "DIFFERENT",
     }
+
+
+def _memory(blob: bytes, size: int) -> float | None:
+    """Return what unpacking a block may take [MiB]; None of a file that does not tell."""
+    try:
+        header = base.Reader(io.BytesIO(blob)).header
+    except base.BadMagic:
+        return None
+    needed = [base.memory(c.name, min(header.block_size, size), c.parameters) for c in header.codecs]
+    return max(needed, default=0) / 2**20
 
 
 def explain(text: str, model: str, limit: int) -> Result:

@@ -28,6 +28,11 @@ ModelName = Annotated[
         autocompletion=spec.complete_model,
     ),
 ]
+Key = Annotated[str, typer.Option("--key", metavar="WORD", help="Password of a .zpaq archive.")]
+Until = Annotated[
+    str,
+    typer.Option("--until", metavar="DATE", help="A .zpaq archive as it was then (UTC), or after so many updates."),
+]
 Anyhow = Annotated[
     bool,
     typer.Option("--other-arithmetic", help="Try although a model packed it under other versions or threads."),
@@ -65,6 +70,7 @@ def pack(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The packed file.")] = None,
     model: ModelName = "smollm2",
     force: Force = False,
+    key: Key = "",
 ) -> str:
     """Make files smaller, without loss. One file becomes a stream, a folder or several files an archive.
 
@@ -75,10 +81,11 @@ def pack(
         kobza pack poems.txt --codec ulz:level=9
         kobza pack poems.txt --codec lm --model smollm2
         kobza pack poems.txt --codec lm+cm
+        kobza pack notes/ --codec zpaq -o notes.zpaq
     """
     from kobza.cli import packed
 
-    return packed.pack(files, codec, out, model=model, force=force)
+    return packed.pack(files, codec, out, model=model, force=force, key=key)
 
 
 def unpack(
@@ -90,6 +97,8 @@ def unpack(
     model: ModelName = "smollm2",
     force: Force = False,
     anyhow: Anyhow = False,
+    key: Key = "",
+    until: Until = "",
     max_output: MaxOutput = 1 << 30,
     max_ratio: MaxRatio = 1000,
     max_memory: MaxMemory = 1 << 30,
@@ -101,24 +110,34 @@ def unpack(
         kobza unpack poems.txt.kbz
         kobza unpack all.kbz -o folder
         kobza unpack poems.txt.kbz -o - | head
+        kobza unpack notes.zpaq --until 2026-11-01 -o then
     """
-    from kobza.cli import packed
+    from kobza.cli import packed, zpaq_files
 
-    return packed.unpack(
-        file, out, packed.limits(max_output, max_ratio, max_memory), model=model, force=force, anyhow=anyhow
-    )
+    bounds = packed.limits(max_output, max_ratio, max_memory)
+    if zpaq_files.is_zpaq(file):
+        return zpaq_files.unpack(file, out, bounds, key=key, until=until)
+    return packed.unpack(file, out, bounds, model=model, force=force, anyhow=anyhow)
 
 
-def ls(file: Packed) -> Table:
+def ls(
+    file: Packed,
+    key: Key = "",
+    until: Until = "",
+    versions: Annotated[bool, typer.Option("--versions", help="All versions in a .zpaq archive.")] = False,
+) -> Table:
     """List what a packed file holds. An archive's entries, or a stream's blocks; nothing is unpacked.
 
     Examples:
 
         kobza ls all.kbz
         kobza ls poems.txt.kbz --json
+        kobza ls notes.zpaq --versions
     """
-    from kobza.cli import packed
+    from kobza.cli import packed, zpaq_files
 
+    if zpaq_files.is_zpaq(file):
+        return zpaq_files.listing(file, key=key, until=until, versions=versions)
     return packed.listing(file)
 
 
@@ -126,6 +145,7 @@ def verify(
     file: Packed,
     model: ModelName = "smollm2",
     anyhow: Anyhow = False,
+    key: Key = "",
     max_output: MaxOutput = 1 << 30,
     max_ratio: MaxRatio = 1000,
     max_memory: MaxMemory = 1 << 30,
@@ -136,9 +156,12 @@ def verify(
 
         kobza verify all.kbz
     """
-    from kobza.cli import packed
+    from kobza.cli import packed, zpaq_files
 
-    return packed.verify(file, packed.limits(max_output, max_ratio, max_memory), model=model, anyhow=anyhow)
+    bounds = packed.limits(max_output, max_ratio, max_memory)
+    if zpaq_files.is_zpaq(file):
+        return zpaq_files.verify(file, bounds, key=key)
+    return packed.verify(file, bounds, model=model, anyhow=anyhow)
 
 
 def bench(

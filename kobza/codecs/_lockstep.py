@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kobza.codecs import base
-from kobza.codecs._spelling import Vocabulary
+from kobza.codecs._spelling import Spelled, Vocabulary, spell, unspell
+from kobza.codecs.range_coder import Decoder, Encoder
 from kobza.core.errors import NotFinite
 from kobza.core.progress import task
 
@@ -128,70 +129,168 @@ class Tables:
         return float(distance / np.log(2) + self._log2_sum[stream])
 
 
-Choose = Callable[[int, int, Any], int]
+class Coding(Protocol):
+    """How the tokens of a block are coded; made anew for every block, on both sides, from (streams, raw bytes)."""
+
+    def prepare(self, tables: Tables) -> Any:
+        """Return what `put` and `get` want of a step's tables."""
+        ...
+
+    def put(self, encoder: Encoder, stream: int, token: int, step: Any) -> float:
+        """Code the next token of a stream; return its price [bits]."""
+        ...
+
+    def get(self, decoder: Decoder, stream: int, step: Any) -> int:
+        """Decode the next token of a stream."""
+        ...
 
 
-def walk(
-    predictor: Predictor,
-    tokens: int,
-    streams: int,
-    schedule: Schedule,
-    prepare: Callable[[Tables], Any],
-    choose: Choose,
-    label: str,
-) -> Ids:
-    """Run all steps of a block.
+@dataclass(frozen=True)
+class Packed:
+    """A block as packing made it, and what it cost.
+
+    Attributes:
+        payload: all that is left to send when both sides agreed on model and settings.
+        schedule: the settings.
+        size: raw bytes.
+        spelled: the tokens and literals.
+        streams: streams in lockstep.
+        literals_bytes: payload bytes that the literals take.
+        ideal_bits: -log2 of the model's probability of every token (T,), in the schedule that was run.
+        coded_bits: the same by the integer tables (T,).
+    """
+
+    payload: bytes = field(repr=False)
+    schedule: Schedule
+    size: int
+    spelled: Spelled
+    streams: int
+    literals_bytes: int
+    ideal_bits: NDArray[np.float64]
+    coded_bits: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Turns one block into a payload and back.
 
     Args:
         predictor: the model.
-        tokens: of the block.
-        streams: they are cut into.
-        schedule: windows and precision.
-        prepare: makes of a step's tables what `choose` wants.
-        choose: (stream, place in the stream, what `prepare` made) codes or decodes one token and returns it.
-        label: of the progress.
-
-    Returns:
-        The tokens (T,) that `choose` returned, in the order of the text.
-
-    Raises:
-        NotFinite: a logit is not a number; the message names the token.
+        vocabulary: its tokenizer.
+        schedule: how contexts begin and end.
+        coding: (streams, raw bytes) -> how tokens are coded.
+        limits: what unpacking may cost; None takes the defaults.
     """
-    lengths = [len(part) for part in parts(tokens, streams)]
-    steps = max(lengths)
-    history = np.zeros((streams, steps), np.int64)  # (K, T); streams that ended early go on with id 0
-    restarts = range(schedule.window, steps, schedule.window - schedule.overlap)
-    with task(label, steps) as work:
-        for step in range(steps):
-            if step == 0 or step in restarts:
-                logits = predictor.restart(history[:, max(0, step - schedule.overlap) : step])
-            else:
-                logits = predictor.feed(history[:, step - 1])
-            prepared = prepare(Tables(logits, schedule.table_bits, step))
-            for stream in range(streams):
-                if step < lengths[stream]:
-                    history[stream, step] = choose(stream, step, prepared)
-            work.step()
-    return np.concatenate([row[:length] for row, length in zip(history, lengths, strict=True)])
+
+    predictor: Predictor
+    vocabulary: Vocabulary
+    schedule: Schedule
+    coding: Callable[[int, int], Coding]
+    limits: base.Limits | None = None
+
+    def encoder(self, costs: list[float] | None) -> base.Encode:
+        """Return raw block -> payload; `costs` takes every block's ideal code length [bits]."""
+
+        def encode(raw: bytes) -> bytes:
+            packed = self.pack(raw)
+            if costs is not None:
+                costs.append(float(packed.ideal_bits.sum()) + 8 * packed.literals_bytes)
+            return packed.payload
+
+        return encode
+
+    def pack(self, data: bytes) -> Packed:
+        """Pack, and tell what every token cost.
+
+        Raises:
+            NotFinite: a logit is not a number; the message names the token.
+        """
+        spelled = spell(data, self.vocabulary)
+        count = len(spelled.ids)
+        streams = self.schedule.streams_for(count, self.predictor)
+        encoder, coding, costs = Encoder(), self.coding(streams, len(data)), np.zeros((2, count))
+        first = [part.start for part in parts(count, streams)]
+
+        def choose(stream: int, at: int, tables: Tables, step: Any) -> int:
+            place = first[stream] + at
+            token = spelled.ids[place]
+            costs[:, place] = tables.ideal_bits(stream, token), coding.put(encoder, stream, token, step)
+            return token
+
+        self._walk(count, streams, coding, choose, "packing")
+        literals = write_literals(spelled.literals)
+        payload = base.varint(streams) + base.varint(count) + literals + encoder.finish()
+        return Packed(payload, self.schedule, len(data), spelled, streams, len(literals), costs[0], costs[1])
+
+    def decode(self, payload: bytes, size: int) -> bytes:
+        """Return the `size` raw bytes of a payload.
+
+        Raises:
+            ValueError, Corrupt, Truncated: the payload contradicts itself or the model.
+            LimitExceeded: the model's state would take more memory than allowed.
+        """
+        cursor = base.Cursor(payload, "a block")
+        streams, count = cursor.varint(), cursor.varint()
+        if not 1 <= streams <= min(STREAMS_LIMIT, max(1, count)) or count > size:
+            raise ValueError(f"{count} tokens in {streams} streams cannot stand for {size} bytes")
+        literals = read_literals(cursor, count, size)
+        (self.limits or base.Limits()).check_memory(self.schedule.memory(count, streams, self.predictor), "lm")
+        decoder = Decoder(cursor.take(len(payload) - cursor.at))
+        coding = self.coding(streams, size)
+
+        def choose(stream: int, at: int, tables: Tables, step: Any) -> int:
+            return coding.get(decoder, stream, step)
+
+        ids = self._walk(count, streams, coding, choose, "unpacking")
+        if not decoder.is_exhausted:
+            raise ValueError("bytes are left behind the last token")
+        return unspell(Spelled(ids.tolist(), literals), self.vocabulary)
+
+    def _walk(
+        self, tokens: int, streams: int, coding: Coding, choose: Callable[[int, int, Tables, Any], int], label: str
+    ) -> Ids:
+        """Run all steps; return the tokens (T,) that `choose` gave, in the order of the text."""
+        schedule, lengths = self.schedule, [len(part) for part in parts(tokens, streams)]
+        steps = max(lengths)
+        history = np.zeros((streams, steps), np.int64)  # (K, T); streams that ended early go on with id 0
+        restarts = range(schedule.window, steps, schedule.window - schedule.overlap)
+        with task(label, steps) as work:
+            for step in range(steps):
+                if step == 0 or step in restarts:
+                    logits = self.predictor.restart(history[:, max(0, step - schedule.overlap) : step])
+                else:
+                    logits = self.predictor.feed(history[:, step - 1])
+                tables = Tables(logits, schedule.table_bits, step)
+                prepared = coding.prepare(tables)
+                for stream in range(streams):
+                    if step < lengths[stream]:
+                        history[stream, step] = choose(stream, step, tables, prepared)
+                work.step()
+        return np.concatenate([row[:length] for row, length in zip(history, lengths, strict=True)])
 
 
-def write_settings(predictor: Predictor, vocabulary: Vocabulary, schedule: Schedule) -> dict[str, bytes]:
+def write_settings(
+    predictor: Predictor, vocabulary: Vocabulary, schedule: Schedule, also: str = ""
+) -> dict[str, bytes]:
     """Return what a file's header says about the model and the steps.
 
     `model` and `vocabulary` are fingerprints, `environment` the predictor's; `schedule` is the arithmetic profile u8,
     table bits u8, window varint, overlap varint. Profile 1 ("local") uses the predictor's own floats; the byte leaves
-    room for one whose tables are made of integers and come out the same everywhere.
+    room for one whose tables are made of integers and come out the same everywhere. `also` is what else the arithmetic
+    depends on.
     """
     steps = bytes((LOCAL, schedule.table_bits)) + base.varint(schedule.window) + base.varint(schedule.overlap)
     return {
-        "environment": predictor.environment.encode(),
+        "environment": (predictor.environment + also).encode(),
         "model": predictor.fingerprint.encode(),
         "schedule": steps,
         "vocabulary": vocabulary.fingerprint.encode(),
     }
 
 
-def read_settings(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> tuple[Predictor, Vocabulary, Schedule]:
+def read_settings(
+    parameters: Mapping[str, bytes], supply: Mapping[str, Any], also: str = ""
+) -> tuple[Predictor, Any, Schedule]:
     """Return model, tokenizer and schedule of a header, the first two from `supply`.
 
     Raises:
@@ -203,10 +302,10 @@ def read_settings(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) ->
     predictor = _the_same("model", "predictor", parameters, supply)
     vocabulary = _the_same("vocabulary", "vocabulary", parameters, supply)
     schedule = read_schedule(parameters)
-    packed_under = text_of(parameters, "environment")
-    if packed_under != predictor.environment and not supply.get("is_forced"):
+    packed_under, here = text_of(parameters, "environment"), predictor.environment + also
+    if packed_under != here and not supply.get("is_forced"):
         raise base.NotReproducible(
-            f"packed under '{packed_under}', here is '{predictor.environment}': the last bits may differ.",
+            f"packed under '{packed_under}', here is '{here}': the last bits may differ.",
             "Unpack where it was packed, with as many threads; or try it here (--other-arithmetic): checksums decide.",
         )
     return predictor, vocabulary, schedule

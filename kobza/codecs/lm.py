@@ -11,34 +11,29 @@ written. Unpacking needs the same model and the same arithmetic: the header name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kobza.codecs import base
 from kobza.codecs._lockstep import (
-    STREAMS_LIMIT,
+    Block,
     Ids,
-    Logits,
+    Packed,
     Predictor,
     Schedule,
     Tables,
-    parts,
-    read_literals,
     read_settings,
-    walk,
-    write_literals,
     write_settings,
 )
-from kobza.codecs._spelling import Spelled, Vocabulary, spell, unspell
+from kobza.codecs._spelling import Vocabulary
 from kobza.codecs.range_coder import Decoder, Encoder
 
 __all__ = [
-    "BLOCK_LOG2", "Ids", "Logits", "Packed", "Predictor", "Schedule", "Vocabulary", "coder", "compress", "decoder",
-    "decompress", "memory", "pack", "restore",
+    "BLOCK_LOG2", "Packed", "Predictor", "Vocabulary", "coder", "compress", "decoder", "decompress", "memory", "pack",
+    "restore",
 ]  # fmt: skip
 
 BLOCK_LOG2 = 20
@@ -122,14 +117,8 @@ def coder(
     schedule = Schedule(streams, window, overlap)
     parameters = write_settings(predictor, vocabulary, schedule)
 
-    def encode(raw: bytes) -> bytes:
-        packed = _pack(raw, predictor, vocabulary, schedule)
-        if costs is not None:
-            costs.append(float(packed.ideal_bits.sum()) + 8 * packed.literals_bytes)
-        return packed.payload
-
-    decode = decoder(parameters, {"predictor": predictor, "vocabulary": vocabulary})
-    return base.Coder("lm", encode, parameters, decode=decode, is_proved=True)
+    block = Block(predictor, vocabulary, schedule, _Whole)
+    return base.Coder("lm", block.encoder(costs), parameters, decode=block.decode, is_proved=True)
 
 
 def decoder(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> base.Decode:
@@ -139,38 +128,12 @@ def decoder(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> base.
         ModelMissing, ModelMismatch, NotReproducible, UnknownCodec: see `_lockstep.read_settings`.
     """
     predictor, vocabulary, schedule = read_settings(parameters, supply)
-    limits: base.Limits = supply.get("limits") or base.Limits()
-    return lambda payload, size: _unpack(payload, size, predictor, vocabulary, schedule, limits)
+    return Block(predictor, vocabulary, schedule, _Whole, supply.get("limits")).decode
 
 
 def memory(size: int, parameters: Mapping[str, bytes]) -> int:
     """Return the working memory [bytes] to decode a block of `size` bytes; the model's own is judged with the model."""
     return 56 * size + (16 << 20)  # a token of one byte is 8 bytes in an array and 40 in a list
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A block as packing made it, and what it cost.
-
-    Attributes:
-        payload: all that is left to send when both sides agreed on model and settings.
-        schedule: the settings.
-        size: raw bytes.
-        spelled: the tokens and literals.
-        streams: streams in lockstep.
-        literals_bytes: payload bytes that the literals take.
-        ideal_bits: -log2 of the model's probability of every token (T,), in the schedule that was run.
-        coded_bits: the same by the integer tables (T,).
-    """
-
-    payload: bytes = field(repr=False)
-    schedule: Schedule
-    size: int
-    spelled: Spelled
-    streams: int
-    literals_bytes: int
-    ideal_bits: NDArray[np.float64]
-    coded_bits: NDArray[np.float64]
 
 
 def pack(
@@ -191,69 +154,39 @@ def pack(
     Raises:
         OutOfRange, NotFinite: see `compress`.
     """
-    return _pack(data, predictor, vocabulary, Schedule(streams, window, overlap, table_bits))
+    return Block(predictor, vocabulary, Schedule(streams, window, overlap, table_bits), _Whole).pack(data)
 
 
 def restore(packed: Packed, predictor: Predictor, vocabulary: Vocabulary) -> bytes:
     """Return the bytes of what `pack` made, by unpacking its payload."""
-    return _unpack(packed.payload, packed.size, predictor, vocabulary, packed.schedule, base.Limits())
+    return Block(predictor, vocabulary, packed.schedule, _Whole).decode(packed.payload, packed.size)
 
 
-def _pack(data: bytes, predictor: Predictor, vocabulary: Vocabulary, schedule: Schedule) -> Packed:
-    spelled = spell(data, vocabulary)
-    count = len(spelled.ids)
-    streams = schedule.streams_for(count, predictor)
-    encoder, costs = Encoder(), np.zeros((2, count))
-    first = [part.start for part in parts(count, streams)]
+class _Whole:
+    """Every token is one symbol of its step's table."""
 
-    def choose(stream: int, at: int, step: _Step) -> int:
-        place = first[stream] + at
-        token = spelled.ids[place]
-        start, size, total = step.part(stream, token)
+    def __init__(self, streams: int, size: int) -> None:
+        pass
+
+    def prepare(self, tables: Tables) -> Ids:
+        """Return the running sums (K, V + 1)."""
+        cumulative = np.zeros((tables.counts.shape[0], tables.counts.shape[1] + 1), np.int64)
+        np.cumsum(tables.counts, axis=1, out=cumulative[:, 1:])
+        return cumulative
+
+    def put(self, encoder: Encoder, stream: int, token: int, cumulative: Ids) -> float:
+        """Code a token; return its price [bits]."""
+        start, size, total = _part(cumulative[stream], token)
         encoder.encode(start, size, total)
-        costs[:, place] = step.tables.ideal_bits(stream, token), np.log2(total / size)
+        return math.log2(total / size)
+
+    def get(self, decoder: Decoder, stream: int, cumulative: Ids) -> int:
+        """Return the next token."""
+        row = cumulative[stream]
+        token = int(np.searchsorted(row, decoder.target(int(row[-1])), side="right")) - 1
+        decoder.advance(*_part(row, token))
         return token
 
-    walk(predictor, count, streams, schedule, _Step, choose, "packing")
-    literals = write_literals(spelled.literals)
-    payload = base.varint(streams) + base.varint(count) + literals + encoder.finish()
-    return Packed(payload, schedule, len(data), spelled, streams, len(literals), costs[0], costs[1])
 
-
-def _unpack(
-    payload: bytes, size: int, predictor: Predictor, vocabulary: Vocabulary, schedule: Schedule, limits: base.Limits
-) -> bytes:
-    cursor = base.Cursor(payload, "a block")
-    streams, count = cursor.varint(), cursor.varint()
-    if not 1 <= streams <= min(STREAMS_LIMIT, max(1, count)) or count > size:
-        raise ValueError(f"{count} tokens in {streams} streams cannot stand for {size} bytes")
-    literals = read_literals(cursor, count, size)
-    limits.check_memory(schedule.memory(count, streams, predictor), "lm")
-    decoder = Decoder(cursor.take(len(payload) - cursor.at))
-
-    def choose(stream: int, at: int, step: _Step) -> int:
-        token = step.find(stream, decoder)
-        decoder.advance(*step.part(stream, token))
-        return token
-
-    ids = walk(predictor, count, streams, schedule, _Step, choose, "unpacking")
-    if not decoder.is_exhausted:
-        raise ValueError("bytes are left behind the last token")
-    return unspell(Spelled(ids.tolist(), literals), vocabulary)
-
-
-class _Step:
-    """The running sums of one step's tables (K, V + 1)."""
-
-    def __init__(self, tables: Tables) -> None:
-        self.tables = tables
-        self.cumulative = np.zeros((tables.counts.shape[0], tables.counts.shape[1] + 1), np.int64)
-        np.cumsum(tables.counts, axis=1, out=self.cumulative[:, 1:])
-
-    def part(self, stream: int, token: int) -> tuple[int, int, int]:
-        row = self.cumulative[stream]
-        return int(row[token]), int(row[token + 1] - row[token]), int(row[-1])
-
-    def find(self, stream: int, decoder: Decoder) -> int:
-        row = self.cumulative[stream]
-        return int(np.searchsorted(row, decoder.target(int(row[-1])), side="right")) - 1
+def _part(row: Ids, token: int) -> tuple[int, int, int]:
+    return int(row[token]), int(row[token + 1] - row[token]), int(row[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,20 @@ def test_tokens_pack_and_give_back_files_and_folders(tiny: object, kobza: Kobza,
         assert kobza(f"verify {words.split()[-1]} --model tiny").code == 0
     assert kobza("unpack one.kbz -o back --model tiny").code == 0
     assert Path("back").read_bytes() == TEXT
+
+
+@pytest.mark.skipif(shutil.which("zpaq") is None, reason="the program zpaq is not installed: apt-get install zpaq")
+def test_zpaq_keeps_versions(kobza: Kobza, poem: Path) -> None:
+    assert kobza("pack poem.txt -c zpaq:method=1").code == 0
+    poem.write_bytes(TEXT + b"more")
+    assert kobza("pack poem.txt -c zpaq").code == 0
+    assert [row["version"] for row in rows_of(kobza("ls poem.txt.zpaq --versions --jsonl"))] == [1, 2]
+    assert kobza("unpack poem.txt.zpaq --until 1 -o old").code == 0
+    assert Path("old/poem.txt").read_bytes() == TEXT
+    assert f"whole: {len(TEXT) + 4} bytes" in kobza("verify poem.txt.zpaq").out
+    (row,) = rows_of(kobza("bench poem.txt -c zpaq --jsonl"))
+    assert row["round trip"] == "same bytes"
+    assert kobza("pack poem.txt -c zpaq -o x.kbz").code == 2
 
 
 def test_explain_counts_the_bits_of_every_token(tiny: object, kobza: Kobza, poem: Path) -> None:

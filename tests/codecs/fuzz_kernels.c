@@ -89,6 +89,24 @@ static void try_mixing(const uint8_t *data, size_t n)
     free(payload);
 }
 
+/* texts in turns, as far as they go and one byte further */
+static void try_together(const uint8_t *data, size_t n)
+{
+    int streams = 1 + (int)draw(4);
+    size_t size = 1 + draw(60);
+    Together *texts = together_make(size, streams);
+    if (!texts)
+        exit(8);
+    for (size_t i = 0; i < n; i++) {
+        together_turn(texts, (int)draw((uint32_t)streams + 1));
+        for (int k = 7; k >= 0; k--) {
+            together_predict(texts);
+            together_update(texts, data[i] >> k & 1);
+        }
+    }
+    together_free(texts);
+}
+
 int main(int count, char **words)
 {
     long rounds = count > 1 ? atol(words[1]) : 1000;
@@ -103,7 +121,7 @@ int main(int count, char **words)
         try_ulz(data, n);
         try_merges(data, n);
         if (i % 20 == 0)
-            try_mixing(data, n);
+            try_mixing(data, n), try_together(data, n);
         free(data);
     }
     printf("%ld rounds clean\n", rounds);

@@ -113,3 +113,40 @@ def _outcome(function, *arguments):
         return function(*arguments)
     except ValueError:
         return ValueError
+
+
+@needs_compiled
+@settings(max_examples=12)
+@given(st.lists(few, min_size=1, max_size=4), st.integers(1, 9))
+def test_texts_that_learn_together_are_predicted_alike(texts, portion):
+    size = max(1, *(len(text) for text in texts))
+    compiled, plain = C.mixing_open(size, len(texts)), plain_mixing.mixing_open(size, len(texts))
+    for begin in range(0, size, portion):
+        for stream, text in enumerate(texts):
+            C.mixing_turn(compiled, stream)
+            plain_mixing.mixing_turn(plain, stream)
+            for byte in text[begin : begin + portion]:
+                for k in range(7, -1, -1):
+                    assert C.mixing_predict(compiled) == plain_mixing.mixing_predict(plain)
+                    C.mixing_update(compiled, byte >> k & 1)
+                    plain_mixing.mixing_update(plain, byte >> k & 1)
+
+
+@pytest.mark.parametrize("module", [native, plain_mixing])
+def test_a_text_that_learns_refuses_what_it_cannot_take(module):
+    with pytest.raises(ValueError, match="2\\^30 bytes"):
+        module.mixing_open(1 << 20, 2000)
+    texts = module.mixing_open(1, 2)
+    with pytest.raises(ValueError, match="learned once"):
+        module.mixing_update(texts, 1)
+    module.mixing_predict(texts)
+    module.mixing_update(texts, 1)
+    for stream in (0, 2, -1):
+        with pytest.raises(ValueError, match="between two bytes"):
+            module.mixing_turn(texts, stream)
+    for _ in range(7):
+        module.mixing_predict(texts)
+        module.mixing_update(texts, 0)
+    module.mixing_predict(texts)
+    with pytest.raises(ValueError, match="end of its text"):
+        module.mixing_update(texts, 0)

@@ -38,7 +38,7 @@ def pack_paths(paths: Iterable[Path], file: IO[bytes], coders: Sequence[Coder], 
         Unsafe: a name or a link could not be unpacked everywhere.
         InputRefused: a file changed while it was read.
     """
-    found = [pair for path in paths for pair in _walk(Path(path))]
+    found = [pair for path in paths for pair in walk(Path(path))]
     entries = [_entry(name, path) for name, path in found]
     check_all((entry.path, entry.kind == FOLDER) for entry in entries)
     manifest = write_manifest(entries)
@@ -58,7 +58,12 @@ def pack_paths(paths: Iterable[Path], file: IO[bytes], coders: Sequence[Coder], 
     return entries
 
 
-def _walk(path: Path) -> Iterator[tuple[str, Path]]:
+def walk(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (name in the archive, path) of a file, or of a folder and all in it; links are not followed.
+
+    Raises:
+        MissingFile: it is not there.
+    """
     if not path.is_symlink() and not path.exists():
         raise MissingFile(f"there is no file or folder '{path}'.")
     top = path if path.is_symlink() else path.resolve()

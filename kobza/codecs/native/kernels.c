@@ -197,6 +197,63 @@ static PyObject *py_mixing_decode(PyObject *self, PyObject *args)
     return expanded(args, mixing_decode);
 }
 
+#define TOGETHER "kobza.mixing"
+
+static void forget(PyObject *capsule)
+{
+    together_free(PyCapsule_GetPointer(capsule, TOGETHER));
+}
+
+static PyObject *py_mixing_open(PyObject *self, PyObject *args)
+{
+    Py_ssize_t size;
+    int streams;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "ni", &size, &streams))
+        return NULL;
+    if (size < 1 || streams < 1 || size > LARGEST || streams > LARGEST / size)
+        return refuse(KERNEL_CORRUPT, "1 to 2^30 bytes in all texts");
+    Together *made = together_make((size_t)size, streams);
+    return made ? PyCapsule_New(made, TOGETHER, forget) : PyErr_NoMemory();
+}
+
+static PyObject *py_mixing_turn(PyObject *self, PyObject *args)
+{
+    PyObject *capsule;
+    int stream;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "Oi", &capsule, &stream))
+        return NULL;
+    Together *t = PyCapsule_GetPointer(capsule, TOGETHER);
+    if (!t)
+        return NULL;
+    if (together_turn(t, stream) != KERNEL_OK)
+        return refuse(KERNEL_CORRUPT, "a turn is made between two bytes, to a text that was opened");
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_mixing_predict(PyObject *self, PyObject *capsule)
+{
+    Together *t = PyCapsule_GetPointer(capsule, TOGETHER);
+    (void)self;
+    return t ? PyLong_FromLong(together_predict(t)) : NULL;
+}
+
+static PyObject *py_mixing_update(PyObject *self, PyObject *args)
+{
+    PyObject *capsule;
+    int bit;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "Oi", &capsule, &bit))
+        return NULL;
+    Together *t = PyCapsule_GetPointer(capsule, TOGETHER);
+    if (!t)
+        return NULL;
+    if (together_update(t, bit != 0) != KERNEL_OK)
+        return refuse(KERNEL_CORRUPT, "a bit is learned once, after it was predicted, up to the end of its text");
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"crc32c", py_crc32c, METH_VARARGS, "crc32c(data, value=0) -> int"},
     {"bpe_learn", py_bpe_learn, METH_VARARGS, "bpe_learn(data, most, least) -> (pairs, merged)"},
@@ -206,6 +263,10 @@ static PyMethodDef methods[] = {
     {"ulz_decode", py_ulz_decode, METH_VARARGS, "ulz_decode(data, size) -> bytes"},
     {"mixing_encode", py_mixing_encode, METH_VARARGS, "mixing_encode(data) -> bytes"},
     {"mixing_decode", py_mixing_decode, METH_VARARGS, "mixing_decode(data, size) -> bytes"},
+    {"mixing_open", py_mixing_open, METH_VARARGS, "mixing_open(size, streams) -> texts that learn together"},
+    {"mixing_turn", py_mixing_turn, METH_VARARGS, "mixing_turn(texts, stream)"},
+    {"mixing_predict", py_mixing_predict, METH_O, "mixing_predict(texts) -> probability of a 1 [1/65536]"},
+    {"mixing_update", py_mixing_update, METH_VARARGS, "mixing_update(texts, bit)"},
     {NULL, NULL, 0, NULL},
 };
 

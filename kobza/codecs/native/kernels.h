@@ -30,4 +30,12 @@ void mixing_prepare(void);
 int mixing_encode(const uint8_t *data, size_t size, uint8_t *out, size_t room, size_t *out_size);
 int mixing_decode(const uint8_t *data, size_t size, uint8_t *out, size_t out_size);
 
+/* the same predictions bit by bit, for up to `streams` texts of `size` bytes each that learn together */
+typedef struct Together Together;
+Together *together_make(size_t size, int streams);
+void together_free(Together *t);
+int together_turn(Together *t, int stream);
+int together_predict(Together *t);
+int together_update(Together *t, int bit);
+
 #endif

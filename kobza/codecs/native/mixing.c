@@ -36,7 +36,7 @@ typedef struct {
     int mixed[SETS], last_mixed;
     uint16_t *final, *final_row, *final_at;
     const uint8_t *text;
-    uint32_t *seen, at, match_at, match_length;
+    uint32_t *seen, at, match_at, match_length, end; /* no match runs past `end` */
     int bits, partial;    /* how many bits of the byte are known; they, behind a 1 */
     int node;             /* 1 to 15: the bits of the present nibble, behind a 1 */
     int expected;         /* next bit by the match; -1 without one */
@@ -109,6 +109,7 @@ static Mixer *mixer_make(size_t size, const uint8_t *text)
         return NULL;
     }
     m->text = text;
+    m->end = UINT32_MAX;
     m->partial = 1;
     start_values(m);
     return m;
@@ -263,13 +264,15 @@ static void find_match(Mixer *m)
     if (m->match_length) {
         m->match_at++;
         m->match_length += m->match_length < LONGEST;
+        if (m->match_at >= m->end)
+            m->match_length = 0;
     }
     if (m->at < SHORTEST)
         return;
     uint32_t *seen = m->seen + match_slot(m);
     if (!m->match_length && *seen) {
         m->match_at = *seen;
-        while (m->match_length < 400 && m->match_length < m->match_at &&
+        while (m->match_length < 400 && m->match_length < m->match_at && m->match_length < m->at &&
                m->text[m->match_at - 1 - m->match_length] == m->text[m->at - 1 - m->match_length])
             m->match_length++;
         if (m->match_length < SHORTEST)
@@ -389,5 +392,93 @@ int mixing_decode(const uint8_t *data, size_t size, uint8_t *out, size_t out_siz
         }
     }
     mixer_free(m);
+    return KERNEL_OK;
+}
+
+/* several texts that learn together; `now` is read, of the others is kept where they stand */
+typedef struct {
+    uint64_t hash[CONTEXTS], history, word, word_before;
+    uint32_t at, match_at, match_length;
+} Place;
+
+struct Together {
+    Mixer *mixer;
+    uint8_t *text;
+    Place *places;
+    size_t room, end; /* bytes of each text, place where the present one's end */
+    int streams, now, is_ready; /* ready to learn: the next bit was predicted */
+};
+
+void together_free(Together *t)
+{
+    if (!t)
+        return;
+    mixer_free(t->mixer);
+    free(t->text);
+    free(t->places);
+    free(t);
+}
+
+Together *together_make(size_t size, int streams)
+{
+    Together *t = calloc(1, sizeof *t);
+    if (!t)
+        return NULL;
+    t->room = size;
+    t->streams = streams;
+    t->text = calloc((size_t)streams, size + 1);
+    t->places = calloc((size_t)streams, sizeof *t->places);
+    t->mixer = t->text && t->places ? mixer_make(size, t->text) : NULL;
+    if (!t->mixer) {
+        together_free(t);
+        return NULL;
+    }
+    t->mixer->end = (uint32_t)(size * (size_t)streams);
+    begin(t->mixer);
+    for (int i = 0; i < streams; i++) {
+        memcpy(t->places[i].hash, t->mixer->hash, sizeof t->mixer->hash);
+        t->places[i].at = (uint32_t)(size * (size_t)i);
+    }
+    t->end = size;
+    return t;
+}
+
+/* go on with another text; only between two bytes */
+int together_turn(Together *t, int stream)
+{
+    Mixer *m = t->mixer;
+    if (m->bits || stream < 0 || stream >= t->streams)
+        return KERNEL_CORRUPT;
+    Place *old = t->places + t->now, *new = t->places + stream;
+    memcpy(old->hash, m->hash, sizeof m->hash);
+    old->history = m->history, old->word = m->word, old->word_before = m->word_before;
+    old->at = m->at, old->match_at = m->match_at, old->match_length = m->match_length;
+    memcpy(m->hash, new->hash, sizeof m->hash);
+    m->history = new->history, m->word = new->word, m->word_before = new->word_before;
+    m->at = new->at, m->match_at = new->match_at, m->match_length = new->match_length;
+    t->now = stream;
+    t->end = t->room * (size_t)(stream + 1);
+    t->is_ready = 0;
+    fetch_rows(m, 1);
+    find_rows(m);
+    return KERNEL_OK;
+}
+
+int together_predict(Together *t)
+{
+    predict(t->mixer);
+    t->is_ready = 1;
+    return t->mixer->probability;
+}
+
+int together_update(Together *t, int bit)
+{
+    Mixer *m = t->mixer;
+    if (m->at >= t->end || !t->is_ready)
+        return KERNEL_CORRUPT;
+    if (m->bits == 7)
+        t->text[m->at] = (uint8_t)(m->partial << 1 | bit);
+    t->is_ready = 0;
+    update(m, bit);
     return KERNEL_OK;
 }

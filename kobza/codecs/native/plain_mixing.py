@@ -15,7 +15,8 @@ of a 1 (its lower part), equal leading bytes move out, zeros follow the last byt
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 from kobza.codecs.native.plain_logistic import SQUASH, STRETCH, adapt, approach, between, dot, log2_above, split, train
 
@@ -74,6 +75,7 @@ class _Mixer:
         self.bucket_bits, self.direct_bits = between(8, scale + 1, 20), between(9, scale, 13) + 4
         self.final_bits, self.seen_bits = between(8, scale, 16), between(8, scale, 20)
         self.text, self.at, self.match_at, self.match_length = text, 0, 0, 0
+        self.end = sys.maxsize  # no match runs past it
         self.slots: list[dict[int, bytearray]] = [{} for _ in range(CONTEXTS)]
         self.seen: dict[int, int] = {}
         self.maps = [HISTORIES.first + [0] * (256 - len(HISTORIES.first)) for _ in range(CONTEXTS)]
@@ -200,12 +202,15 @@ class _Mixer:
         if self.match_length:
             self.match_at += 1
             self.match_length += self.match_length < LONGEST
+            if self.match_at >= self.end:
+                self.match_length = 0
         if self.at < SHORTEST:
             return
         key = ((self.history & (1 << 8 * SHORTEST) - 1) * PHI & M64) >> (64 - self.seen_bits)
         if not self.match_length and key in self.seen:
             self.match_at, n = self.seen[key], 0
-            while n < min(400, self.match_at) and self.text[self.match_at - 1 - n] == self.text[self.at - 1 - n]:
+            most = min(400, self.match_at, self.at)
+            while n < most and self.text[self.match_at - 1 - n] == self.text[self.at - 1 - n]:
                 n += 1
             self.match_length = n if n >= SHORTEST else 0
         self.seen[key] = self.at
@@ -245,3 +250,52 @@ def mixing_decode(data: bytes, size: int) -> bytes:
                 text.append((mixer.partial << 1 | bit) & 255)
             mixer.update(bit)
     return bytes(text)
+
+
+class Together:
+    """Several texts of `size` bytes at most that learn together, predicted and learned bit by bit."""
+
+    STANDS = ("hashes", "history", "word", "word_before", "at", "match_at", "match_length")
+
+    def __init__(self, size: int, streams: int) -> None:
+        if size < 1 or streams < 1 or size * streams > 1 << 30:
+            raise ValueError("1 to 2^30 bytes in all texts")
+        self.size, self.now, self.is_ready = size, 0, False
+        self.mixer = _Mixer(size, bytearray(size * streams + 1))
+        self.mixer.end = size * streams
+        self.stands = [self._stand() | {"at": size * stream} for stream in range(streams)]
+
+    def _stand(self) -> dict[str, Any]:
+        return {name: getattr(self.mixer, name) for name in self.STANDS}
+
+    def turn(self, stream: int) -> None:
+        """Go on with another text; only between two bytes."""
+        if self.mixer.bits or not 0 <= stream < len(self.stands):
+            raise ValueError("a turn is made between two bytes, to a text that was opened")
+        self.stands[self.now] = self._stand()
+        for name, value in self.stands[stream].items():
+            setattr(self.mixer, name, value)
+        self.now, self.is_ready = stream, False
+        self.mixer._find_rows()
+
+    def predict(self) -> int:
+        """Return the probability that the next bit is 1 [1/65536]."""
+        self.is_ready = True
+        return self.mixer.predict()
+
+    def update(self, bit: int) -> None:
+        """Learn the bit that came."""
+        mixer = self.mixer
+        if mixer.at >= self.size * (self.now + 1) or not self.is_ready:
+            raise ValueError("a bit is learned once, after it was predicted, up to the end of its text")
+        if mixer.bits == 7:
+            assert isinstance(mixer.text, bytearray)
+            mixer.text[mixer.at] = (mixer.partial << 1 | bit) & 255
+        self.is_ready = False
+        mixer.update(bit)
+
+
+mixing_open = Together
+mixing_turn = Together.turn
+mixing_predict = Together.predict
+mixing_update = Together.update
