@@ -99,7 +99,7 @@ def test_a_key_is_needed_where_one_was_given(songs: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["../evil", "/tmp/kobza-evil", "a/../../evil", "C:/evil", "a\\evil", "CON", "evil\nname", "a//evil"],
+    ["../evil", "/kobza-evil", "a/../../evil", "C:/evil", "a\\evil", "CON", "evil\nname", "a//evil"],
 )
 def test_hostile_paths_are_refused_and_nothing_is_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"evil")
@@ -108,7 +108,7 @@ def test_hostile_paths_are_refused_and_nothing_is_written(name: str, tmp_path: P
     with pytest.raises(Unsafe):
         zpaq.extract(tmp_path / "e.zpaq", tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
-    assert not Path("/tmp/kobza-evil").exists()
+    assert not Path("/kobza-evil").exists()
 
 
 def test_a_name_that_fakes_a_line_of_the_list_is_refused(tmp_path: Path) -> None:
