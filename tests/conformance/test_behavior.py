@@ -24,7 +24,7 @@ TEXT = b"the banks of the wide Dnipro, the steep cliffs, the waves that roar and
 SMALL: dict[str, Any] = {
     "rank": 8, "dimensions": 8, "k": 5, "count": 5, "components": 2, "tokens": 8, "window": 64, "overlap": 16,
     "token": " t", "temperature": 1.0, "strength": 0.5, "factor": 0.5, "repeats": 1, "prompt": "the banks",
-    "clean": "the winds of it", "corrupt": "the winks of it",
+    "clean": "the winds of it", "corrupt": "the winks of it", "sample": 300, "steps": 10,
 }  # fmt: skip
 # figures that a clock or the operating system gives: they differ between equal runs
 NOT_REPEATABLE = {"speed", "memory"}
