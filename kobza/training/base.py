@@ -123,7 +123,8 @@ class Job:
         sample: a text the model writes now, for the progress line. None: none.
         batch_tokens: of one batch.
         label: what the progress bar says.
-        after: called with the number of each finished update (ReLoRA merges here).
+        after: called with the number of each finished update and the optimizer (ReLoRA merges here).
+        also: tensors that `after` changes, which belong into a checkpoint.
     """
 
     module: Any
@@ -134,6 +135,7 @@ class Job:
     batch_tokens: int = 0
     label: str = "train"
     after: Callable[[int, Any], None] | None = None
+    also: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -228,7 +230,8 @@ class _Loop:
         return rows[-1] if rows else None
 
     def run(self) -> tuple[Table, dict[str, Any]]:
-        stepping = self.ranks.shared(_Step(self.job, self.how.dtype))
+        self.stepper = _Step(self.job, self.how.dtype)
+        stepping = self.ranks.shared(self.stepper)
         total = self.how.budget.steps
         with task(self.job.label, total) as work, torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.noise)
@@ -314,6 +317,7 @@ class _Loop:
             with optimizers.averaged(self.optimizer), torch.no_grad():
                 row |= {key: float(value) for key, value in self.job.measure().items()}
                 self._remember(row)
+        row |= self.stepper.said if self.step else {}
         row["tokens_per_second"] = (self.tokens - tokens) / max(seconds - before, 1e-9)
         row |= {"rate": self.how.rate * getattr(self, "share", 0.0), "norm": float(getattr(self, "norm", 0.0))}
         if self.job.sample is not None and len(self.history) % SAMPLED == 0 and self.step:
@@ -334,7 +338,7 @@ class _Loop:
     def _save(self) -> None:
         if self.ranks.is_first and self.folder is not None:
             state = checkpoints.State(
-                self.step, self.seconds, self.tokens, dict(self.trained), self.optimizer.state_dict(),
+                self.step, self.seconds, self.tokens, {**self.trained, **self.job.also}, self.optimizer.state_dict(),
                 {"batches": self.generator.get_state(), "torch": torch.get_rng_state()},
                 self.history, self.best, self.best_weights, self._identity(),
             )  # fmt: skip
@@ -348,7 +352,7 @@ class _Loop:
         if state is None:
             return
         with torch.no_grad():
-            for name, p in self.trained.items():
+            for name, p in (self.trained | self.job.also).items():
                 p.copy_(state.weights[name])
         self.optimizer.load_state_dict(state.optimizer)
         self.generator.set_state(state.random["batches"])
@@ -410,16 +414,19 @@ def _has_bfloat16() -> bool:
 def held_bits(module: Any, held: Held, *, context: int, start: int | None = None) -> dict[str, float]:
     """Return held-out bits per byte: "held" over what is not repeated from the training part, "held_all" over all.
 
-    Windows do not overlap, so a token has half a window of context on average: a figure to watch, lower ones come from
-    `kobza.measures.bits_per_byte` with overlap. The first token of a text without a start token costs log2 V.
+    Where all of it is repeated, both are the figure over all. Windows do not overlap, so a token has half a window of
+    context on average: a figure to watch, lower ones come from `kobza.measures.bits_per_byte` with overlap. The first
+    token of a text without a start token costs log2 V.
     """
     bits = torch.full((len(held.ids),), math.log2(module.get_output_embeddings().weight.shape[0]))
     device = next(module.parameters()).device
     for read, wanted, places in held.windows(context, start):
         _, losses = mean_loss(module, read.to(device), wanted.to(device))
         bits[places.reshape(-1)] = losses.float().cpu() / math.log(2)
-    fresh = (bits.double() * held.fresh / held.sizes.clamp(min=1)).sum() / max(1, int(held.fresh.sum()))
-    return {"held": float(fresh), "held_all": float(bits.double().sum() / max(1, int(held.sizes.sum())))}
+    every = float(bits.double().sum() / max(1, int(held.sizes.sum())))
+    count = int(held.fresh.sum())
+    fresh = float((bits.double() * held.fresh / held.sizes.clamp(min=1)).sum() / count) if count else every
+    return {"held": fresh, "held_all": every}
 
 
 @torch.no_grad()
