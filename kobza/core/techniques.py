@@ -35,7 +35,7 @@ SINGULAR = {
     "measures": "measure", "retrieval": "index", "training": "training",
 }  # fmt: skip
 # files of a room that are not techniques: shared ground, and what other techniques of the room stand on
-NOT_TECHNIQUES = {"base", "container", "grid", "planner", "range_coder", "shaping", "speculation"}
+NOT_TECHNIQUES = {"base", "container", "grid", "planner", "range_coder", "lockstep", "shaping", "speculation"}
 _HOUSE = Path(__file__).resolve().parents[1]
 
 

@@ -162,6 +162,34 @@ class BareStepper:
         return found
 
     @torch.inference_mode()
+    def feed_states(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Read more tokens; see `Steps.feed_states`."""
+        fed = checked(self, ids, 1)
+        states = self._through(self._embedded(fed), 0, self.model.layers, self.length)
+        self.length += fed.shape[1]
+        return self._read_out(states[:, -1:])[:, 0], self._normed(states, self._norm)
+
+    @torch.inference_mode()
+    def feed_scores(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Read more tokens; return logits (B, V) and the scores of the last layer's attention, both behind the last.
+
+        The scores (B, H, S) are those before the softmax, scaled, over the S positions that the token may see.
+        """
+        fed = checked(self, ids, 1)
+        last, at = self.model.layers - 1, self.length
+        states = self._through(self._embedded(fed), 0, last, at)
+        before = states[:, -1:].clone()
+        states = self._through(states, last, last + 1, at)
+        self.length += fed.shape[1]
+        w, b, vectors = self._blocks[last].matrices, self._blocks[last].biases, self._blocks[last].vectors
+        normed = self._normed(before, vectors["norm1"])
+        q = self._split(linear(normed.to(w["attn.q"].dtype), w["attn.q"], _like(b["attn.q"], w["attn.q"])))
+        q = q if vectors["attn.q_norm"] is None else self._normed(q, vectors["attn.q_norm"])
+        q = _rotated(q.float(), self.cos[self.length - 1 : self.length], self.sin[self.length - 1 : self.length])
+        keys = self.keys[last, :, :, : self.length].repeat_interleave(self._heads // self._kv_heads, dim=1)
+        return self._read_out(states[:, -1:])[:, 0], (q @ keys.transpose(-1, -2))[:, :, 0] * self._scale
+
+    @torch.inference_mode()
     def feed_early(self, ids: Ids, layer: int) -> Tensor:
         """Read tokens through the first `layer` blocks only; return the logits (B, V) that norm and head give there.
 

@@ -136,6 +136,10 @@ class LlamaStepper:
         """Refuse: llama.cpp gives no states of layers."""
         raise BadValue("llama.cpp reads out no layer but the last.", "Use the backend auto.")
 
+    def feed_states(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Refuse: llama.cpp gives no states of layers."""
+        raise BadValue("llama.cpp gives no states of layers.", "Use the backend auto.")
+
     def rollback(self, n: int) -> None:
         """Forget the last `n` tokens [count, 0 .. length]."""
         check_rollback(self, n)

@@ -56,6 +56,9 @@ class Steps(Protocol):
     def feed_layers(self, ids: Ids, layers: Sequence[int]) -> dict[int, Tensor]:
         """Read more tokens; return {layers run: logits (B, V) of norm and head behind so many}, the last included."""
 
+    def feed_states(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Read more tokens; return the logits behind the last (B, V) and the states behind the final norm (B, T, D)."""
+
 
 def steps(model: Model, batch: int = 1, *, backend: str = "") -> Steps:
     """Begin a run of a model.
@@ -184,6 +187,16 @@ class Stepper:
         norm = self.model.module.get_submodule(self.model.family.modules["norm"])
         found = {n: head(self.model, norm(out.hidden_states[n][:, -1])).float() for n in wanted}
         return found | {self.model.layers: out.logits[:, -1].float()}
+
+    @torch.inference_mode()
+    def feed_states(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Read more tokens; see `Steps.feed_states`."""
+        fed = checked(self, ids, 1).to(self.model.device)
+        out = self.model.module(
+            input_ids=fed, past_key_values=self._cache, use_cache=True, logits_to_keep=1, output_hidden_states=True
+        )
+        self.length += fed.shape[1]
+        return out.logits[:, -1].float(), out.hidden_states[-1]
 
     def rollback(self, n: int) -> None:
         """Forget the last `n` tokens [count, 0 .. length]."""

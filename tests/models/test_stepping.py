@@ -121,6 +121,31 @@ def test_early_tokens_are_finished_without_computing_twice() -> None:
     assert run.length == 7
 
 
+@every_kind
+def test_states_are_those_behind_the_final_norm(family: str, backend: str) -> None:
+    model = tiny(family)
+    run = steps(model, backend=backend)
+    run.feed(IDS[:, :9])
+    logits, states = run.feed_states(IDS[:, 9:12])
+    assert near(logits, whole(model, IDS[:, :12])[:, -1])
+    with torch.inference_mode():
+        assert near(states, model.module(IDS[:, :12], output_hidden_states=True).hidden_states[-1][:, 9:])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("fed", [1, 20])
+def test_scores_of_the_last_attention_are_those_of_the_module(family: str, fed: int) -> None:
+    model = tiny(family)
+    model.module.set_attn_implementation("eager")
+    run = bare.BareStepper(model)
+    run.feed(IDS[:, :9])
+    logits, scores = run.feed_scores(IDS[:, 9 : 9 + fed])
+    with torch.inference_mode():
+        out = model.module(IDS[:, : 9 + fed], output_attentions=True)
+    assert near(logits, out.logits[:, -1])
+    assert torch.allclose(scores.softmax(-1), out.attentions[-1][:, :, -1], atol=1e-5)
+
+
 def test_bfloat16_is_as_near_to_float32_as_transformers_is() -> None:
     import copy
 
