@@ -1,8 +1,8 @@
 """Beam search, plain or in groups that are kept from saying the same.
 
 Source: transformers' `generate(num_beams=...)`, whose tokens it equals for one group; diverse groups after Vijayakumar
-et al. (2016), arXiv:1610.02424 (Hamming diversity): a token costs `diversity` for each time an earlier group chose it at
-the same place. Likelier text is not better text: Holtzman et al. (2019), arXiv:1904.09751.
+et al. (2016), arXiv:1610.02424 (Hamming diversity): a token costs `diversity` for each time an earlier group chose it
+at the same place. Likelier text is not better text: Holtzman et al. (2019), arXiv:1904.09751.
 """
 
 from __future__ import annotations
