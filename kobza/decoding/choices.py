@@ -41,7 +41,7 @@ def generate(
         model: the model.
         prompt: a text, or messages {"role", "content"} for its chat template.
         tokens: tokens at most; a longer choice is refused [tokens, 1 ..].
-        choices: the texts, with the spaces they begin with; none takes " yes" and " no".
+        choices: the texts, with the spaces they begin with; none takes the ten digits.
         per: compare log-probabilities of whole choices, or their means per token or byte, which favors no short ones.
         temperature: divides them before one is drawn; 0 takes the likeliest [ratio, 0 ..].
         stop: texts that end the generation.
@@ -58,7 +58,7 @@ def generate(
     Cost: the prompt once, and one step per token of the tree.
     """
     check_ranges(("temperature", temperature, temperature >= 0, "0 or more"))
-    given = list(choices) if choices else [" yes", " no"]
+    given = list(choices) if choices else [f" {n}" for n in range(10)]
     coded = _coded(model, given)
     longest = max(map(len, coded))
     check_ranges(("tokens", tokens, tokens >= longest, f"{longest} or more: the longest choice has so many"))
