@@ -1,4 +1,4 @@
-"""The command that lets a model speak: say."""
+"""The commands that let a model speak: say, serve."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 STRATEGY = "sample:temperature=0.7,top_p=0.9"
 BYE = ("", "/bye")
+Backend = Annotated[
+    str, typer.Option(metavar="NAME", help="What runs the model: auto, transformers, bare, llama (GGUF by llama.cpp).")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to the command line."""
     command(app, "say", output=False, threads=True)(say)
+    command(app, "serve", output=False, threads=True)(serve)
 
 
 def say(
@@ -45,6 +49,7 @@ def say(
     edit: spec.Edits = None,
     seed: spec.Seed = "0",
     dtype: spec.Dtype = "",
+    backend: Backend = "auto",
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON document when done.")] = False,
 ) -> None:
     """Let a model speak. It chats where it has a chat template, else it goes on with the text. The answer
@@ -60,18 +65,57 @@ def say(
 
         echo "Name three rivers." | kobza say smollm2 --json
     """
+    from kobza.models.stepping import using
+
     wanted = _strategy(strategy, tokens, seed)
-    if prompt is None and sys.stdin.isatty() and not is_json:
-        _chat(opened_model(model, dtype, edits=edit), wanted, system, plain)
-        return
-    words = prompt if prompt is not None else _piped()
-    opened = opened_model(model, dtype, edits=edit)
-    begun = _prompt(opened, [], words, system, plain)
-    said = _generation(opened, begun, wanted)
-    if is_json:
-        show.write(_document(opened, begun, said, wanted) + "\n")
-    else:
-        stream(said)
+    with using(backend):
+        if prompt is None and sys.stdin.isatty() and not is_json:
+            _chat(opened_model(model, dtype, edits=edit), wanted, system, plain)
+            return
+        words = prompt if prompt is not None else _piped()
+        opened = opened_model(model, dtype, edits=edit)
+        begun = _prompt(opened, [], words, system, plain)
+        said = _generation(opened, begun, wanted)
+        if is_json:
+            show.write(_document(opened, begun, said, wanted) + "\n")
+        else:
+            stream(said)
+
+
+def serve(
+    model: spec.ModelName,
+    host: Annotated[
+        str, typer.Option(metavar="NAME", help="Where to listen; only this machine unless changed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
+    at_once: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Answers made together; others wait.")] = 4,
+    edit: spec.Edits = None,
+    dtype: spec.Dtype = "",
+    backend: Backend = "auto",
+) -> None:
+    """Answer requests in OpenAI's form, over an opened or edited model. No key is asked for: on other hosts than this
+    machine everyone who reaches the port can use it.
+
+    Paths: /v1/chat/completions, /v1/completions (streams too), /v1/models, /health. A field "strategy" names another
+    way to choose tokens; response_format takes a JSON schema.
+
+    Examples:
+
+        kobza serve smollm2
+        kobza serve smollm2 --port 8080 --edit lowrank:rank=386
+    """
+    from kobza.cli.server import Server
+    from kobza.models.stepping import using
+
+    with using(backend):
+        opened = opened_model(model, dtype, edits=edit)
+        try:
+            server = Server(opened, host, port, at_once=at_once, backend=backend)
+        except OSError as error:
+            raise BadValue(f"{host}:{port} cannot be listened on: {error.strerror}.", "Give another --port.") from None
+        sys.stderr.write(f"{opened.name} answers at {server.url} (Ctrl-C ends it)\n")
+        with server:
+            server.serve_forever()
 
 
 def stream(pieces: Iterable[str]) -> str:
@@ -151,6 +195,9 @@ def _document(model: Model, prompt: Any, said: Any, wanted: Step) -> str:
         "text": said.text,
         "ids": said.ids,
         "logprobs": said.logprobs,
+        "entropies": said.entropies,
+        "passes": said.passes,
+        "acceptance": said.acceptance,
         "stopped_by": said.stopped_by,
         "tokens_per_second": said.tokens_per_second,
     }
