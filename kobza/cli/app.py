@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kobza import __version__
-from kobza.cli import changing, house, intervening, looking, packing, speaking
+from kobza.cli import changing, house, intervening, looking, packing, speaking, training
 from kobza.cli.frame import kept_lines
 
 HELP = """An instrument for language models: open one, look inside, change it, let it speak, measure what changed.
@@ -16,6 +16,7 @@ HELP = """An instrument for language models: open one, look inside, change it, l
     kobza look smollm2 neighbors:token=" lava"          look at its embeddings
     kobza edit smollm2 lowrank:rank=386 --save small    change it, measure it, keep it
     kobza sweep smollm2 "lowrank:rank=64..576:64"       one edit at many strengths
+    kobza train poems.txt --budget 300s --save poems    train a new one on a text
     kobza say smollm2 "Why is the sky blue?"            let it speak
 """
 
@@ -31,7 +32,7 @@ def build() -> Any:
         no_args_is_help=True,
     )
     app.callback()(_options)
-    for room in (looking, intervening, changing, speaking, packing, house):
+    for room in (looking, intervening, changing, training, speaking, packing, house):
         room.register(app)
     return typer.main.get_command(app)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kobza.core.options import Step
     from kobza.recipes.recipe import Recipe
 
-MODELS = ("smollm2", "tiny")
+MODELS = ("smollm2", "kobzar", "tiny")
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -80,7 +80,7 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help='smollm2, a hub id "org/name[@revision]", a folder, a .safetensors or .gguf file, or tiny (random).',
+        help='smollm2, kobzar, a hub id "org/name[@revision]", a folder, a .safetensors or .gguf file, or tiny.',
         autocompletion=complete_model,
     ),
 ]

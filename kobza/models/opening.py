@@ -34,8 +34,8 @@ def open(  # the verb of the room
     """Open a model.
 
     Args:
-        spec: "smollm2", a hub id "org/name[@revision]", a folder, a file *.safetensors or *.gguf, "folder:file.gguf",
-            or "tiny[:family?layers=2&seed=0]", a small random model.
+        spec: "smollm2", "kobzar", a hub id "org/name[@revision]", a folder, a file *.safetensors or *.gguf,
+            "folder:file.gguf", or "tiny[:family?layers=2&seed=0]", a small random model.
         dtype: type of the weights in memory: "float32" (also for None), "float16", "bfloat16".
         device: where to put them; None is the CPU.
         trust_remote_code: run Python code that comes with the model. Only for sources you trust like your own code.

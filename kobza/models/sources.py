@@ -10,7 +10,8 @@ from pathlib import Path
 from kobza.core.errors import MissingFile, Offline, Unavailable, UnknownName, guess
 from kobza.models import hub
 
-KNOWN = ("smollm2", "tiny")
+KNOWN = ("smollm2", "kobzar", "tiny")
+EMBEDDED = Path(__file__).with_name("embedded")  # models that kobza trained and brings along
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"(?:hf:)?([\w][\w.-]*/[\w][\w.-]*?)(?:@([\w./-]+))?(?::([^:]+\.gguf))?")
 _FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
@@ -49,6 +50,8 @@ def find(spec: str | Path, *, more: tuple[str, ...] = ()) -> Source:
     if word == "smollm2":
         return _smollm2()
     path = Path(word).expanduser()
+    if word == "kobzar" and not path.exists():
+        return Source(word, word, EMBEDDED / word)
     if path.exists():
         return Source(word, path.resolve().name.removesuffix(".gguf").removesuffix(".safetensors"), path)
     folder, colon, file = word.rpartition(":")

@@ -23,7 +23,8 @@ def test_importing_kobza_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "open", "look", "ablate", "edit", "measure", "sweep", "say", "tokens", "run", "runs", "tour"]
+    "command",
+    ["", "open", "look", "ablate", "edit", "measure", "sweep", "say", "tokens", "run", "runs", "tour", "train", "tune"],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     words = [w for w in ("kobza", command, "--help") if w]

@@ -1,0 +1,186 @@
+"""Commands that train: train a new model on a text, tune an opened one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kobza.cli import show, spec
+from kobza.cli.frame import command
+from kobza.core.errors import BadValue
+
+if TYPE_CHECKING:
+    from kobza.core.result import Result
+
+OBJECTIVES = ("sft", "dpo", "orpo", "grpo", "distil")
+Budget = Annotated[
+    str,
+    typer.Option(
+        metavar="BUDGET", help="When to stop: 3000steps, 300s, 1.65bpb; several with commas, the first ends it."
+    ),
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        "--save", metavar="DIR", help="Keep checkpoints, log and model in DIR; killed, the same command goes on there."
+    ),
+]
+More = Annotated[
+    str,
+    typer.Option(
+        "--set", metavar="OPTION=VALUE,...", help="Any further option, as listed by: kobza help scratch (or sft)."
+    ),
+]
+Number = Annotated[int, typer.Option(min=0, metavar="N", help="Where randomness starts.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to the command line."""
+    command(app, "train", threads=True)(train)
+    command(app, "tune", threads=True)(tune)
+
+
+def train(
+    text: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT", help="A text, a .jsonl or .parquet file, or topics.", autocompletion=spec.complete_text
+        ),
+    ],
+    size: Annotated[int, typer.Option(min=1, metavar="N", help="The one dial: layers; the rest follows.")] = 4,
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", help="llama (today's block) or classic (the GPT of tutorials).")
+    ] = ("llama"),
+    vocabulary: Annotated[
+        str,
+        typer.Option(
+            metavar="VOCABULARY",
+            help="Whose ids: a model, a vocabulary file, bytes, or a number of ids to train on the text.",
+        ),
+    ] = "2048",
+    budget: Budget = "1000steps",
+    save: Save = None,
+    more: More = "",
+    seed: Number = 0,
+) -> Result:
+    """Train a new model on a text. Its last tenth is held out; what of that also stands in the rest is found and
+    counted apart. Memory and time are said first.
+
+    Examples:
+
+        kobza train poems.txt --budget 300s --save poems
+        kobza train poems.txt --kind classic --size 12 --vocabulary o200k_base.tiktoken --budget 3000steps --save gpt
+        kobza train topics --size 2 --budget 1.9bpb,10min --set optimizer=muon,rate=3e-3
+
+    All options of --set: kobza help scratch
+    """
+    from kobza.training import scratch
+    from kobza.training.parts.schedules import budget as read_budget
+
+    read_budget(budget)  # before a vocabulary is trained
+    words = _options(scratch.train, more, {"size": size, "kind": kind, "budget": budget, "seed": seed})
+    run = scratch.train(_vocabulary(vocabulary, text), text, tell=_tell, **_kept(words, save))
+    return _result(run, f"train {text}", save)
+
+
+def tune(
+    model: spec.ModelName,
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="A text, or rows (.jsonl, .parquet) with the objective's columns.")
+    ],
+    objective: Annotated[
+        str, typer.Option(metavar="OBJECTIVE", help="sft, dpo, orpo (prompt, chosen, rejected), grpo (prompt), distil.")
+    ] = "sft",
+    adapter: Annotated[
+        str, typer.Option(metavar="SPEC", help="lora:rank=8, dora:rank=8, ia3, or none: all weights are trained.")
+    ] = "lora:rank=8",
+    budget: Budget = "",
+    save: Save = None,
+    more: More = "",
+    seed: Number = 0,
+    dtype: spec.Dtype = "",
+) -> Result:
+    """Adapt a model: to a text or answers (sft), to preferences (dpo, orpo), to a rule (grpo), to a teacher (distil).
+
+    With --save the folder holds the model with the adapter merged in, and the adapter as PEFT's files.
+
+    Examples:
+
+        kobza tune smollm2 --data poems.txt --adapter lora:rank=16 --budget 200steps --save poet
+        kobza tune smollm2 --objective dpo --data pairs.jsonl --budget 50steps --set beta=0.2
+        kobza tune smollm2 --objective grpo --data prompts.jsonl --set reward=short+no_digit
+
+    All options of --set: kobza help sft (dpo, orpo, grpo, distil)
+    """
+    from kobza.core import techniques
+    from kobza.core.errors import UnknownName
+    from kobza.models.opening import open as open_model
+
+    if objective not in OBJECTIVES:
+        raise UnknownName.of("objective", objective, OBJECTIVES)
+    function = techniques.verb("training", objective)
+    own = {"adapter": adapter, "seed": seed, **({"budget": budget} if budget else {})}
+    words = _options(function, more, own)
+    run = function(open_model(model, dtype=dtype or None), data, tell=_tell, **_kept(words, save))
+    return _result(run, f"{objective} {model} on {data}", save)
+
+
+def _options(function: Any, more: str, own: dict[str, Any]) -> dict[str, Any]:
+    from kobza.core.options import check, parse
+
+    given = dict(parse(f"set:{more}").options) if more else {}
+    twice = given.keys() & own.keys()
+    if twice:
+        raise BadValue(f"{min(twice)!r} is given twice.", f"Say it by --{min(twice)} alone.")
+    return check(function, {**given, **own}, what="--set")
+
+
+def _kept(words: dict[str, Any], save: Path | None) -> dict[str, Any]:
+    return {**words, "folder": "" if save is None else str(save / "run")}
+
+
+def _vocabulary(words: str, text: str) -> Any:
+    """Return the vocabulary that a word stands for; a number is trained on the part that is not held out."""
+    if not words.isdigit():
+        from kobza.models.vocabulary import vocabulary
+
+        return vocabulary(words)
+    from kobza.tokens import pairs
+    from kobza.training.parts import corpus
+
+    part = corpus.split(corpus.documents(text)[0], 0.1)
+    return pairs.train(part.train, size=int(words), special=(), name=f"pairs{words}")
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{show.printable(line)}\n")
+
+
+def _result(run: Any, title: str, save: Path | None) -> Result:
+    """Return history and facts as a Result, and write what is to be kept."""
+    from kobza.core.result import Result
+
+    facts = dict(run.facts)
+    tables = [run.history]
+    run.history.note = f"{facts['ended']}; {facts['seconds_per_step']:.3f} s a step (foreseen: {_foreseen(facts)})"
+    result = Result(title, tables=tables, made_by={"facts": facts})
+    if save is not None:
+        place = save / "model"
+        if place.exists():
+            _tell(f"'{place}' is there already and stays as it is")
+        else:
+            _tell(f"saved {run.model.save(place)}")
+            if run.adapter is not None:
+                _tell(f"saved {run.adapter.save(save / 'adapter')}")
+    return result
+
+
+def _foreseen(facts: dict[str, Any]) -> str:
+    held = facts["peak_bytes"] / 1e6
+    return (
+        f"{facts['predicted_seconds']:.3f} s; {facts['predicted_bytes'] / 1e6:,.0f} MB beside the program, which "
+        f"held at most {held:,.0f} MB with it); optimizer state {facts['optimizer_state_bytes'] / 1e6:,.1f} MB"
+    )

@@ -1,0 +1,61 @@
+"""kobza train and kobza tune: from words to a folder that opens, and back to the same run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kobza
+from kobza.cli.main import main
+from kobza.training.parts import adapters
+
+SMALL = "layers=1,width=32,heads=2,context=16,batch=2"
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    shown = capsys.readouterr()
+    return shown.out, shown.err
+
+
+def test_train_says_what_it_will_take_saves_and_goes_on(tmp_path: Path, capsys: Any) -> None:
+    words = ["train", "topics[:6000]", "--vocabulary", "300", "--budget", "4steps", "--set", SMALL, "--quiet"]
+    assert main([*words, "--save", str(tmp_path / "new")]) == 0
+    out, err = told(capsys)
+    assert "parameters are trained" in err
+    assert "held out" in err
+    assert "bit/B" in out
+    assert "the budget of 4 steps is spent" in out
+    assert kobza.open(tmp_path / "new" / "model").layers == 1
+    assert main([*words, "--save", str(tmp_path / "new")]) == 0
+    assert "stays as it is" in told(capsys)[1]
+
+
+def test_tune_writes_the_merged_model_and_the_adapter(tmp_path: Path, capsys: Any, pairs: Any) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in pairs))
+    words = ["tune", "tiny", "--objective", "dpo", "--data", str(data), "--budget", "2steps", "--set", "beta=0.2"]
+    assert main([*words, "--save", str(tmp_path / "tuned"), "--json"]) == 0
+    found = json.loads(told(capsys)[0])
+    assert found["made_by"]["facts"]["steps"] == 2
+    base = kobza.open("tiny")
+    adapter = adapters.load(tmp_path / "tuned" / "adapter")
+    merged = adapters.merged(base, adapter)
+    tuned = kobza.open(tmp_path / "tuned" / "model")
+    assert merged.matrix("blocks.0.attn.q").allclose(tuned.matrix("blocks.0.attn.q"), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["train", "nowhere.txt"], 2, "MissingFile"),
+        (["train", "topics[:5000]", "--budget", "soon"], 2, "budget 'soon'"),
+        (["train", "topics[:5000]", "--set", "layrs=2"], 2, "'layers'"),
+        (["train", "topics[:5000]", "--set", "seed=2"], 2, "--seed"),
+        (["tune", "tiny", "--data", "topics[:2000]", "--objective", "dop"], 2, "'dpo'"),
+        (["tune", "tiny", "--data", "topics[:2000]", "--adapter", "lra"], 2, "'lora'"),
+    ],
+)
+def test_bad_words_are_answered_in_a_line(words: list[str], code: int, said: str, capsys: Any) -> None:
+    assert main([*words, "--quiet"]) == code
+    assert said in told(capsys)[1]
