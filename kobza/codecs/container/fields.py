@@ -51,16 +51,19 @@ class Cursor:
 
     def varint(self) -> int:
         """Return the next varint; longer than its shortest form or above 2^64 - 1 is `Corrupt`."""
-        value = shift = 0
+        byte = self.take(1)[0]
+        if byte < 128:
+            return byte
+        value, shift = byte & 127, 7
         while True:
-            byte = self.byte()
+            byte = self.take(1)[0]
             value |= (byte & 127) << shift
             if byte < 128:
                 break
             shift += 7
             if shift > 63:
                 raise Corrupt(f"{self.what} holds a number above 2^64 - 1 at offset {self.at}.")
-        if value > LARGEST or (byte == 0 and shift):
+        if value > LARGEST or not byte:
             raise Corrupt(f"{self.what} holds a number that is not in its shortest form at offset {self.at}.")
         return value
 
@@ -98,7 +101,9 @@ class FileCursor(Cursor):
 
     def take(self, n: int) -> bytes:
         """Return the next `n` bytes of the file."""
-        data = exactly(self.file, n, self.what, self.at)
+        data = self.file.read(n)
+        if len(data) != n:
+            data = exactly(self.file, n, self.what, self.at, data)
         self.at += n
         self.seen += data
         return data
@@ -108,9 +113,9 @@ class FileCursor(Cursor):
         self.seen = bytearray()
 
 
-def exactly(file: IO[bytes], n: int, what: str = "the file", at: int = 0) -> bytes:
-    """Read exactly `n` bytes or raise `Truncated`."""
-    data = at_most(file, n)
+def exactly(file: IO[bytes], n: int, what: str = "the file", at: int = 0, begun: bytes = b"") -> bytes:
+    """Read exactly `n` bytes, of which `begun` were read already, or raise `Truncated`."""
+    data = begun + at_most(file, n - len(begun))
     if len(data) < n:
         raise Truncated(f"{what} ends too early: {n} bytes are needed at offset {at}, {len(data)} are left.")
     return data
