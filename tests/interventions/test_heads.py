@@ -9,51 +9,16 @@ from kobza.core.errors import OutOfRange
 from kobza.interventions import heads
 from kobza.models.tiny import tiny as make
 
-E = 64  # width of a head, of the token part, of the position part, of the part for the previous token
-TOKEN, POSITION, PREVIOUS = slice(0, E), slice(E, 2 * E), slice(2 * E, 3 * E)
-SHARP = 40.0
 
-
-@pytest.fixture(scope="module")
-def wired() -> Any:
-    """A 2-layer GPT-2: head 1 of layer 0 copies the previous token, head 2 of layer 1 finds it again; nothing else."""
-    model = make("gpt2", width=3 * E, heads=3, kv_heads=3, tied=False)
-    body = model.module.transformer
-    with torch.no_grad():
-        for parameter in (*body.h.parameters(), body.wte.weight, body.wpe.weight):
-            parameter.zero_()
-        for block in body.h:
-            block.ln_1.weight.fill_(1)
-            block.ln_2.weight.fill_(1)
-        draw = torch.Generator().manual_seed(0)
-        tokens = torch.randn(model.vocabulary, E, generator=draw)
-        body.wte.weight[:, TOKEN] = tokens / tokens.norm(dim=1, keepdim=True)
-        body.wpe.weight[:E, POSITION] = torch.eye(E)
-        one = torch.eye(E)
-        write(body.h[0], 1, q=(POSITION, SHARP * one.roll(-1, 1)), k=(POSITION, one), v=(TOKEN, one), o=(PREVIOUS, one))
-        write(body.h[1], 2, q=(TOKEN, SHARP * one), k=(PREVIOUS, one), v=(PREVIOUS, one), o=(TOKEN, one))
-    return model
-
-
-def write(block: Any, head: int, **parts: Any) -> None:
-    """Put matrices (inputs x outputs) into one head; `roll(-1, 1)` sends position t to t - 1."""
-    at = slice(head * E, (head + 1) * E)
-    for number, name in enumerate("qkv"):
-        rows, matrix = parts[name]
-        block.attn.c_attn.weight[rows, slice(number * 3 * E + at.start, number * 3 * E + at.stop)] = matrix
-    columns, matrix = parts["o"]
-    block.attn.c_proj.weight[at, columns] = matrix
-
-
-def test_the_written_induction_head_is_found_exactly(wired: Any) -> None:
-    table = heads.run(wired, length=16, count=1).tables[0]
+def test_the_written_induction_head_is_found_exactly(written_induction: Any) -> None:
+    table = heads.run(written_induction, length=16, count=1).tables[0]
     assert table[0]["head"] == "L1H2"
     assert table[0]["induction"] > 0.9
     assert all(value < 0.2 for value in table["induction"][1:])
 
 
-def test_the_written_previous_token_head_is_found_exactly(wired: Any) -> None:
-    table = heads.run(wired, length=16, count=1).tables[0].sorted("previous", reverse=True)
+def test_the_written_previous_token_head_is_found_exactly(written_induction: Any) -> None:
+    table = heads.run(written_induction, length=16, count=1).tables[0].sorted("previous", reverse=True)
     assert table[0]["head"] == "L0H1"
     assert table[0]["previous"] > 0.9
     assert all(value < 0.2 for value in table["previous"][1:])
@@ -98,24 +63,27 @@ def test_texts_that_cannot_be_made_are_refused(tiny: Any, options: dict[str, int
         heads.run(tiny, **options)
 
 
-def test_zero_and_mean_are_what_their_names_say(wired: Any) -> None:
+def test_zero_and_mean_are_what_their_names_say(written_induction: Any) -> None:
     """The written head's output differs from token to token: its mean carries no copy, so both cost the copying."""
-    zero, mean = (heads.run(wired, length=16, count=1, kind=kind).reading("without").value for kind in ("zero", "mean"))
+    zero, mean = (
+        heads.run(written_induction, length=16, count=1, kind=kind).reading("without").value
+        for kind in ("zero", "mean")
+    )
     assert zero > 0.003
     assert mean > 0.003
     assert zero != mean
 
 
-def test_each_head_alone_is_the_set_of_one(wired: Any) -> None:
-    result = heads.run(wired, length=16, count=1, alone=True)
+def test_each_head_alone_is_the_set_of_one(written_induction: Any) -> None:
+    result = heads.run(written_induction, length=16, count=1, alone=True)
     assert result.tables[0][0]["alone"] == result.reading("without").value
     silent = [row["alone"] for row in result.tables[0] if row["head"] not in ("L0H1", "L1H2")]
     assert silent == pytest.approx([0] * 4, abs=1e-6)
 
 
-def test_bystanders_look_at_none_of_the_three(wired: Any) -> None:
+def test_bystanders_look_at_none_of_the_three(written_induction: Any) -> None:
     """L0H1 looks back one: it may be drawn as any other head, not as a bystander."""
-    result = heads.run(wired, length=16, count=1, controls=30)
+    result = heads.run(written_induction, length=16, count=1, controls=30)
     assert result.reading("control").high == pytest.approx(0, abs=1e-6)
     assert result.reading("control_any").high > 0.003
 
