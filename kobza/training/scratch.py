@@ -49,6 +49,7 @@ def train(
     schedule: Literal["cosine", "trapezoid", "constant"] = "cosine",
     warmup: int = 0,
     decay: float = 0.0,
+    dropout: float = 0.0,
     clip: float = 1.0,
     accumulate: int = 1,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -85,6 +86,7 @@ def train(
         schedule: how the rate falls: "cosine", "trapezoid" or "constant".
         warmup: updates in which the rate rises [count, 0 ..].
         decay: decoupled weight decay [per unit of rate, 0 ..].
+        dropout: of the tokens' vectors and of what attention and MLP write [fraction, 0 .. below 1].
         clip: norm to which longer gradients are shortened; 0 leaves them [norm, 0 ..].
         accumulate: batches of one update [count, 1 ..].
         precision: of the matrix products; "auto" is bfloat16 where the processor multiplies it.
@@ -116,6 +118,7 @@ def train(
     sizes = _sizes(kind, layers or size, width, heads, kv_heads, context)
     windows = corpus.Windows(ids, batch or 8, sizes.context, tokenizer.start_id)
     module = classic.build(kind, sizes, tokenizer, seed=seed, tied=tied)
+    hooks = classic.dropping(module, dropout)
     how = base.plan(
         budget if budget else steps, optimizer=optimizer, rate=rate or _rate(kind, sizes.width), schedule=schedule,
         warmup=warmup, decay=decay, clip=clip, accumulate=accumulate, precision=precision, evaluate=evaluate,
@@ -129,6 +132,8 @@ def train(
     label = f"{kind} {sizes.layers} x {sizes.width}"
     job = job_of(module, windows, corpus.Held.of(part, tokenizer), label=label, tokenizer=tokenizer)
     history, facts = base.run(job, how, folder=folder or None, log=tuple(log or ()))
+    for hook in hooks:
+        hook.remove()
     facts |= _facts(foreseen, part, tokenizer, whole, text)
     return Run(_finished(module, tokenizer, whole, kept, restore, label, text), history, facts)
 

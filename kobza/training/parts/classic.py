@@ -126,6 +126,25 @@ def _make_llama(module: Any, sizes: Sizes) -> None:
             nn.init.normal_(p, std=spread / math.sqrt(2 * sizes.layers) if writes else spread)
 
 
+def dropping(module: Any, share: float) -> list[Any]:
+    """Let a module drop a share of what its tables, attention and MLPs write while it is trained; return the hooks.
+
+    Source: Srivastava et al. (2014), doi:10.5555/2627435.2670313; the places are those of GPT-2.
+
+    Raises:
+        OutOfRange: the share is not in 0 .. below 1.
+    """
+    if not 0 <= share < 1:
+        raise OutOfRange(f"dropout {share} is not in 0 .. below 1.")
+
+    def drop(part: Any, _: Any, out: Tensor) -> Tensor:
+        return nn.functional.dropout(out, share, part.training)
+
+    written = ("o_proj", "down_proj", "c_proj", "embed_tokens", "wte")
+    found = [part for name, part in module.named_modules() if name.endswith(written)]
+    return [part.register_forward_hook(drop) for part in found] if share else []
+
+
 @torch.no_grad()
 def folded(module: Any) -> Any:
     """Return a plain GPT-2 module that computes what a trained classic one does, its head's bias folded away."""
