@@ -1,4 +1,4 @@
-"""Five steps of an objective on SmolLM2 by kobza or by TRL, for `bench/training.py`: CPU seconds, peak memory, losses."""
+"""Five steps of an objective on SmolLM2 by kobza or TRL, for `bench/training.py`: CPU seconds, peak memory, losses."""
 
 from __future__ import annotations
 
