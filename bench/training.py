@@ -171,9 +171,8 @@ def pieces() -> None:
     plain, own = apart("head_loss", "plain", rounds=1), apart("head_loss", "pieces", rounds=1)
     for name, (seconds, extra, _, loss) in (("all logits", plain), ("in pieces", own)):
         table = IDS * D * 4 / 2**20
-        print(
-            f"head and loss, {name:12} {seconds:6.2f} CPU s  {extra - table:6.0f} MB beside the gradient  loss {loss:.6f}"
-        )
+        beside = extra - table
+        print(f"head and loss, {name:12} {seconds:6.2f} CPU s  {beside:6.0f} MB beside the gradient  loss {loss:.6f}")
     print(f"  time {own[0] / plain[0]:.2f}x, loss differs by {abs((own[3] or 0) - (plain[3] or 0)):.1e}")
 
 

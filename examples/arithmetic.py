@@ -46,7 +46,8 @@ for kind, where in (("classic", "learned"), ("llama", "rotary")):
             lines = ["".join(line(rng, rng.randint(1, 2), is_reversed=is_reversed)) for _ in range(20_000)]
             run = scratch.train(
                 kobza.vocabulary("bytes"), "\n".join(lines).encode(), kind=kind, size=2, width=64, heads=4, kv_heads=4,
-                context=32, batch=32, steps=steps, rate=3e-3, optimizer="muon", warmup=20, held=0.01, evaluate=10 * steps, trim=False,
+                context=32, batch=32, steps=steps, rate=3e-3, optimizer="muon", warmup=20, held=0.01,
+                evaluate=10 * steps, trim=False,
                 seed=seed,
             )  # fmt: skip
             for digits, shares in found.items():

@@ -35,7 +35,8 @@ context = 256 if name == "bytes" else 128
 print(f"{name}: {ids} ids, {weights:,} weights in products, {steps} steps")
 run = scratch.train(
     vocabulary, text, layers=layers, width=width, heads=heads, kv_heads=heads // 2, context=context,
-    batch=BATCH // context, steps=steps, optimizer="muon", rate=3e-3, schedule="trapezoid", warmup=20, decay=0.1, dropout=0.15,
+    batch=BATCH // context, steps=steps, optimizer="muon", rate=3e-3, schedule="trapezoid", warmup=20,
+    decay=0.1, dropout=0.15,
     evaluate=max(1, steps // 12), patience=99, folder=folder, tell=print,
 )  # fmt: skip
 print(run.history)
