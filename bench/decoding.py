@@ -1,6 +1,6 @@
 """Decoding SmolLM2: speed of the backends, of speculation, and what constrained output costs; ratios within one run.
 
-    .venv/bin/python bench/decoding.py [speed] [prompt] [speculation] [exits] [schema]
+    .venv/bin/python bench/decoding.py [speed] [prompt] [speculation] [exits] [schema] [cache]
 
 CPU seconds of one thread. The limit of the memory is what summing all weights takes (a pure read).
 """
@@ -8,7 +8,9 @@ CPU seconds of one thread. The limit of the memory is what summing all weights t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -85,9 +87,7 @@ def own_llama(model: Any, ids: list[int], count: int) -> None:
     if _LLAMA is None:
         _LLAMA = llama_cpp.Llama(model.origin.path, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
     _LLAMA.reset()
-    made = 0
-    for _ in _LLAMA.generate(ids, temp=0.0, reset=True):
-        made += 1
+    for made, _ in enumerate(_LLAMA.generate(ids, temp=0.0, reset=True), 1):
         if made == count:
             return
 
@@ -188,8 +188,52 @@ def fits(text: str) -> bool:
     )  # fmt: skip
 
 
+def cache(model: Any, count: int = 768, scored: int = 384) -> None:
+    """Bits per byte of a text against what the cache may hold; every kept position stays in its place."""
+    ids = [model.tokenizer.start_id, *model.tokenizer.encode(kobza.text("topics[40000:46000]").string)][: count + 1]
+    size = len(model.tokenizer.decode(ids[scored + 1 :]))
+    for budget in (0, 64, 192):
+        for policy in ("full",) if not budget else ("recent", "sinks", "random", "heavy"):
+            bits = _kept_bits(model, ids, scored, budget, policy)
+            print(f"cache {budget or count:4} {policy:7} {bits / size:.4f} bit/B", flush=True)
+
+
+def _kept_bits(model: Any, ids: list[int], scored: int, budget: int, policy: str) -> float:
+    """Return the bits of the tokens from `scored` on, read one by one with a bounded cache."""
+    run = steps(model, backend="bare")
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.zeros(0)  # attention that stored positions got in the last layer
+    total = 0.0
+    for place, (new, right) in enumerate(itertools.pairwise(ids)):
+        logits, scores = run.feed_scores([[new]])
+        weight = torch.cat([weight, torch.zeros(1)]) + scores[0].softmax(-1).sum(0)
+        if place >= scored:
+            total -= float(logits[0].double().log_softmax(-1)[right]) / math.log(2)
+        stored = run.length - run.dropped
+        if budget and stored >= budget + 8:  # eight at a time
+            kept = _kept(policy, stored, budget, weight, generator)
+            run.keep(kept)
+            weight = weight[kept]
+    return total
+
+
+def _kept(policy: str, stored: int, budget: int, weight: torch.Tensor, generator: torch.Generator) -> list[int]:
+    """Return the places a policy keeps, rising."""
+    if policy == "recent":
+        return list(range(stored - budget, stored))
+    if policy == "sinks":
+        return [*range(4), *range(stored - budget + 4, stored)]
+    half = budget // 2  # the recent half is kept by both of the others
+    old = stored - half
+    if policy == "random":
+        chosen = torch.randperm(old, generator=generator)[: budget - half]
+    else:
+        chosen = weight[:old].topk(budget - half).indices
+    return [*sorted(chosen.tolist()), *range(old, stored)]
+
+
 PARTS: dict[str, Callable[[Any], None]] = {
-    "speed": speed, "prompt": prompt, "speculation": speculation, "exits": exits, "schema": schema,
+    "speed": speed, "prompt": prompt, "speculation": speculation, "exits": exits, "schema": schema, "cache": cache,
 }  # fmt: skip
 
 

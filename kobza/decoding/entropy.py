@@ -156,9 +156,9 @@ class Bounds:
         """
         H, V = seen.entropy, seen.varentropy
         if not is_published:
-            if V > self.varentropy:
+            if self.varentropy < V:
                 return "redraw" if self.entropy < H else "branch"
-            return "follow" if H < self.entropy else "pause"
+            return "follow" if self.entropy > H else "pause"
         if self.low > H and self.low > V:
             return "follow"
         if self.flat < H and self.low > V:

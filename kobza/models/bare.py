@@ -11,6 +11,7 @@ C loops sum and attend in float32, which is nearer to the float32 model than tra
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,7 @@ class BareStepper:
         self._norm = norm.weight.float()
         self._table: Tensor = model.module.get_input_embeddings().weight
         self._out: Tensor = model.module.get_output_embeddings().weight
+        self.dropped = 0  # positions evicted; those stored are the other length - dropped, in order
         self._held: list[Tensor] = []  # states behind the early layers of tokens read only so far
         self.keys = self.values = torch.empty(0)  # (L, B, K, S, E) each
         self._set_aside(ROOM)
@@ -186,7 +188,9 @@ class BareStepper:
         q = self._split(linear(normed.to(w["attn.q"].dtype), w["attn.q"], _like(b["attn.q"], w["attn.q"])))
         q = q if vectors["attn.q_norm"] is None else self._normed(q, vectors["attn.q_norm"])
         q = _rotated(q.float(), self.cos[self.length - 1 : self.length], self.sin[self.length - 1 : self.length])
-        keys = self.keys[last, :, :, : self.length].repeat_interleave(self._heads // self._kv_heads, dim=1)
+        keys = self.keys[last, :, :, : self.length - self.dropped].repeat_interleave(
+            self._heads // self._kv_heads, dim=1
+        )
         return self._read_out(states[:, -1:])[:, 0], (q @ keys.transpose(-1, -2))[:, :, 0] * self._scale
 
     @torch.inference_mode()
@@ -212,9 +216,29 @@ class BareStepper:
         return self._read_out(states)
 
     def rollback(self, n: int) -> None:
-        """Forget the last `n` tokens [count, 0 .. length]."""
+        """Forget the last `n` tokens [count, 0 .. length, less what was dropped]."""
         check_rollback(self, n)
+        if n > self.length - self.dropped:
+            raise OutOfRange(f"cannot take back {n} tokens: {self.dropped} of {self.length} were dropped.")
         self.length -= n
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Drop all stored positions but these; those kept stay where they are in the text.
+
+        Args:
+            places: rising indices into what is stored [index, 0 .. length - dropped - 1].
+
+        Raises:
+            OutOfRange: places that are not stored, or not rising.
+        """
+        stored = self.length - self.dropped
+        chosen = list(places)
+        if any(a >= b for a, b in itertools.pairwise([-1, *chosen, stored])):
+            raise OutOfRange(f"places to keep must rise from 0 to {stored - 1} at most.")
+        at = torch.tensor(chosen, dtype=torch.long)
+        for cached in (self.keys, self.values):
+            cached[..., : len(chosen), :] = cached[..., at, :]
+        self.dropped += stored - len(chosen)
 
     def fork(self) -> BareStepper:
         """Return a run that goes on from here by itself; the cache is copied."""
@@ -242,11 +266,10 @@ class BareStepper:
     def _through(self, states: Tensor, first: int, last: int, at: int) -> Tensor:
         """Run blocks first .. last-1 over states (B, T, D) of tokens stored from `at` on."""
         T = states.shape[1]
+        cos, sin = self._turned(at, T)
+        at -= self.dropped  # from the place in the text to the place in store
         if at + T > self.keys.shape[3]:
             self._set_aside(max(2 * self.keys.shape[3], at + T))
-        if at + T > len(self.cos):
-            self._rotations(max(2 * len(self.cos), at + T))
-        cos, sin = self.cos[at : at + T], self.sin[at : at + T]
         if not self._is_small(states):
             states = states.to(self.model.dtype)
             for n in range(first, last):
@@ -258,6 +281,12 @@ class BareStepper:
             sin.numpy(), T, at, first, last, self._eps, self._scale,
         )  # fmt: skip
         return states
+
+    def _turned(self, at: int, T: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines (T, E) of positions from `at` on."""
+        if at + T > len(self.cos):
+            self._rotations(max(2 * len(self.cos), at + T))
+        return self.cos[at : at + T], self.sin[at : at + T]
 
     def _sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the numbers of the struct `Sizes` of step.c."""

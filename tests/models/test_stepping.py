@@ -146,6 +146,41 @@ def test_scores_of_the_last_attention_are_those_of_the_module(family: str, fed: 
     assert torch.allclose(scores.softmax(-1), out.attentions[-1][:, :, -1], atol=1e-5)
 
 
+def test_what_is_dropped_is_not_seen_and_what_is_kept_stays_in_its_place() -> None:
+    model = tiny()
+    run = bare.BareStepper(model)
+    run.feed(IDS[:, :20])
+    kept = [0, 1, *range(12, 20)]
+    run.keep(kept)
+    assert (run.length, run.dropped) == (20, 10)
+    found = run.feed(IDS[:, 20:23], keep=3)
+    mask = torch.ones(23, 23, dtype=torch.bool).tril()
+    mask[20:, 2:12] = False  # the later tokens see only what was kept
+    with torch.inference_mode():
+        expected = model.module(IDS[:, :23], attention_mask=mask[None, None]).logits[:, 20:]
+    assert near(found, expected)
+    run.rollback(13)
+    with pytest.raises(OutOfRange, match="10 of 10 were dropped"):
+        run.rollback(1)
+    with pytest.raises(OutOfRange, match="must rise"):
+        bare.BareStepper(model).keep([0])
+
+
+@pytest.mark.parametrize(("family", "kv_heads"), [("llama", 1), ("llama", 2), ("qwen3", 4)])
+def test_the_bytes_of_the_cache_are_those_of_the_formula(family: str, kv_heads: int) -> None:
+    from transformers.cache_utils import DynamicCache
+
+    model = tiny(family, layers=3, kv_heads=kv_heads)
+    run, theirs = bare.BareStepper(model, 2), DynamicCache()
+    run.feed(IDS[:, :12].expand(2, -1))
+    with torch.inference_mode():
+        model.module(IDS[:, :12].expand(2, -1), past_key_values=theirs, use_cache=True)
+    formula = 2 * 3 * kv_heads * (32 // 4) * 12 * 2 * 4  # keys and values, L, K, E, positions, rows, bytes
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in theirs.layers) == formula
+    room = run.keys.shape[3]
+    assert run.keys.nbytes + run.values.nbytes == formula // 12 * room
+
+
 def test_bfloat16_is_as_near_to_float32_as_transformers_is() -> None:
     import copy
 
