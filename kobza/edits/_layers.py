@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kobza.core.errors import BadValue, EmptyText
+from kobza.core.progress import progress
 from kobza.core.texts import Text
 from kobza.edits.base import WINDOW, token_ids
-from kobza.models import forward
+from kobza.models import forward, replacing
 from kobza.models.model import Model
 
 
@@ -67,6 +68,76 @@ class Walk:
         with heard(model, names) as found, suppress(_Enough):
             self.out(model, layer, hidden)
         return found
+
+
+def require_linear(model: Model, names: Sequence[str]) -> None:
+    """Refuse matrices that are no whole linear layers of blocks.
+
+    Raises:
+        BadValue: names the first.
+    """
+    for name in names:
+        if not name.startswith("blocks.") or name in model.parts:
+            raise BadValue(f"{name!r} is not a whole linear layer of a block.", "Name others with where=.")
+
+
+def through(
+    model: Model,
+    names: Sequence[str],
+    texts: Sequence[Text],
+    tokens: int,
+    change: Callable[[str, Tensor, Tensor, Tensor], Any],
+    label: str,
+) -> dict[str, Any]:
+    """Change linear layers from below; each sees the text as the changed blocks before it give it.
+
+    Args:
+        model: the model; it is not changed.
+        names: of linear layers of blocks.
+        texts, tokens: see `Walk`.
+        change: from name, W (M, N), and two (N, N) of float64: mean x x^T over what the layer now reads, and mean
+            x0 x^T with x0 what it read in the original model; to the new value.
+        label: what the progress bar says.
+    """
+    first, last = min(map(layer_of, names)), max(map(layer_of, names))
+    work, walk = model.fork(), Walk(model, texts, tokens)
+    for layer in range(first):
+        walk.step(model, layer)
+    changed, found = walk.hidden, {}
+    for layer in progress(range(first, last + 1), label):
+        chosen = [name for name in names if layer_of(name) == layer]
+        for group in _groups(walk, model, layer, chosen) if chosen else ():
+            H, C = _moments(walk, model, work, layer, group[0], changed)
+            for name in group:
+                value = found[name] = change(name, model.matrix(name), H, C)
+                dense = value if isinstance(value, Tensor) else value.dense()
+                replacing.put(work.module, model.matrices[name], dense)
+        if layer < last:
+            changed = [walk.out(work, layer, hidden) for hidden in changed]
+            walk.step(model, layer)
+    return {name: found[name] for name in names}
+
+
+def _groups(walk: Walk, model: Model, layer: int, names: Sequence[str]) -> list[list[str]]:
+    """Matrices that read the same vectors, in the order in which the block runs."""
+    read = walk.read(model, layer, walk.hidden[0], names)
+    groups: dict[int, list[str]] = {}
+    for name, X in read.items():
+        groups.setdefault(X.data_ptr(), []).append(name)
+    return list(groups.values())
+
+
+def _moments(
+    walk: Walk, model: Model, work: Model, layer: int, name: str, changed: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean x x^T and x0 x^T (N, N) over what a layer reads behind changed blocks, x, and behind original ones, x0."""
+    H = C = torch.zeros(())
+    count = 0
+    for before, after in zip(walk.hidden, changed, strict=True):
+        X0 = walk.read(model, layer, before, [name])[name]
+        X = walk.read(work, layer, after, [name])[name]
+        H, C, count = H + (X.T @ X).double(), C + (X0.T @ X).double(), count + len(X)
+    return H / count, C / count
 
 
 @contextmanager

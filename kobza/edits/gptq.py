@@ -18,15 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kobza.core.errors import BadValue, OutOfRange
-from kobza.core.progress import progress
-from kobza.core.texts import Text
+from kobza.core.errors import OutOfRange
 from kobza.edits import _grids as grids
 from kobza.edits import base
 from kobza.edits._grids import Grid, Scales
-from kobza.edits._layers import Walk, layer_of
+from kobza.edits._layers import require_linear, through
 from kobza.edits.base import CALIBRATION
-from kobza.models import replacing
 from kobza.models.model import Model, Quantized
 
 TOKENS = 8192  # read by default; 1.6 minutes per pass for 135M parameters on one core
@@ -89,7 +86,9 @@ def apply(
     )  # fmt: skip
     rule.check(model, names)
     texts = base.calibration_texts(calibration)
-    stored = _walked(model, names, rule, texts, calibration_tokens)
+    stored: dict[str, Quantized] = through(
+        model, names, texts, calibration_tokens, lambda name, W, H, C: round_matrix(W, H, C, rule, name), "gptq"
+    )
     options: dict[str, Any] = {"where": where, "format": format}
     if format not in grids.PRESETS:
         options |= {"bits": bits, "block": block, "symmetric": symmetric}
@@ -117,58 +116,12 @@ class Rule:
 
     def check(self, model: Model, names: Sequence[str]) -> None:
         """Refuse matrices that are no linear layers of blocks, and options out of range."""
-        for name in names:
-            if not name.startswith("blocks.") or name in model.parts:
-                raise BadValue(f"{name!r} is not a whole linear layer of a block.", "Use rounding for the tables.")
+        require_linear(model, names)
         if self.grid.block == -1 or self.rounds < 1 or not self.damping > 0 or not 0 <= self.correct <= 1:
             raise OutOfRange(
                 f"block={self.grid.block}, rounds={self.rounds}, damping={self.damping}, correct={self.correct}; "
                 "allowed: block 0 .., rounds 1 .., damping above 0, correct 0 .. 1."
             )
-
-
-def _walked(model: Model, names: Sequence[str], rule: Rule, texts: Sequence[Text], tokens: int) -> dict[str, Quantized]:
-    """Go through the blocks from below: the original text and the one that the rounded blocks give, side by side."""
-    first, last = min(map(layer_of, names)), max(map(layer_of, names))
-    work = model.fork()
-    walk = Walk(model, texts, tokens)
-    for layer in range(first):
-        walk.step(model, layer)
-    rounded, stored = walk.hidden, {}
-    for layer in progress(range(first, last + 1), "gptq"):
-        chosen = [name for name in names if layer_of(name) == layer]
-        for group in _groups(walk, model, layer, chosen):
-            moments = _moments(walk, model, work, layer, group, rounded)
-            for name in group:
-                stored[name] = round_matrix(model.matrix(name), *moments[name], rule, name)
-                replacing.put(work.module, model.matrices[name], stored[name].dense())
-        rounded = [walk.out(work, layer, hidden) for hidden in rounded]
-        walk.step(model, layer)
-    return {name: stored[name] for name in names}
-
-
-def _groups(walk: Walk, model: Model, layer: int, names: Sequence[str]) -> list[list[str]]:
-    """Matrices that read the same vectors, in the order in which the block runs."""
-    read = walk.read(model, layer, walk.hidden[0], names)
-    groups: dict[int, list[str]] = {}
-    for name, X in read.items():
-        groups.setdefault(X.data_ptr(), []).append(name)
-    return list(groups.values())
-
-
-def _moments(
-    walk: Walk, model: Model, work: Model, layer: int, group: Sequence[str], rounded: Sequence[Tensor]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """For matrices that read the same: mean x x^T and x0 x^T (N, N), x behind rounded blocks, x0 behind none."""
-    name = group[0]
-    H = C = torch.zeros(())
-    for before, after in zip(walk.hidden, rounded, strict=True):
-        X0 = walk.read(model, layer, before, [name])[name]
-        X = walk.read(work, layer, after, [name])[name]
-        H = H + (X.T @ X).double()
-        C = C + (X0.T @ X).double()
-    count = len(rounded) * len(X)
-    return dict.fromkeys(group, (H / count, C / count))
 
 
 # --- one matrix ------------------------------------------------------------------------------------------------------

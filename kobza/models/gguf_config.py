@@ -48,6 +48,9 @@ def config_dict(header: Header) -> dict[str, Any]:
         renamed = GGUF_CONFIG_MAPPING.get(group, {}).get(name)
         if renamed is not None:
             config[renamed] = _renamed(_single(value), architecture, model_type)
+    width = header.fields.get(f"{architecture}.attention.key_length")
+    if model_type in ("qwen2", "qwen3") and isinstance(width, int):
+        config["head_dim"] = width  # the tables leave it out for these families
     if config.get("model_type") == "gemma3":
         config["model_type"] = "gemma3_text"  # the file holds the text part only
     if "vocab_size" not in config and (tokens := header.fields.get("tokenizer.ggml.tokens")):
