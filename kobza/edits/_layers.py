@@ -5,6 +5,7 @@ For edits that go through a model from below, each block seeing what the edited 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -62,6 +63,17 @@ class Walk:
     def step(self, model: Model, layer: int) -> None:
         """Let every window pass block `layer` of a model."""
         self.hidden = [self.out(model, layer, hidden) for hidden in self.hidden]
+
+    @torch.no_grad()
+    def bits(self, model: Model, hidden: Sequence[Tensor]) -> float:
+        """Bits per token of the windows but their first, from what leaves the last block of a model."""
+        norm = model.module.get_submodule(model.family.modules["norm"])
+        total, count = 0.0, 0
+        for ids, states in zip(self.fed, hidden, strict=True):
+            rows = forward.head(model, norm(states[0, :-1])).float()
+            total += float(nn.functional.cross_entropy(rows.double(), ids[0, 1:].to(rows.device), reduction="sum"))
+            count += len(rows)
+        return total / count / math.log(2)
 
     def read(self, model: Model, layer: int, hidden: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """What the named linear layers of a block read, (T, N) each; the run ends when all were heard."""

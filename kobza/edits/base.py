@@ -124,6 +124,16 @@ def edited(
     return fork
 
 
+def edited_shape(
+    model: Model, module: Any, technique: str, options: Mapping[str, Any], facts: Mapping[str, Any], seed: Any = None
+) -> Model:
+    """Return the model around a module of another shape, and a Change that counts bytes and parameters."""
+    found = {"stored_bytes_before": model.stored_bytes, "parameters_before": model.parameters, **facts}
+    fork = model.with_module(module, change=Change(technique, dict(options), [], "shape", found, seed))
+    found |= {"stored_bytes": fork.stored_bytes, "parameters": fork.parameters}
+    return fork
+
+
 def _facts(model: Model, name: str, value: Value) -> dict[str, float]:
     before = model.matrix(name)
     after = value if isinstance(value, Tensor) else value.dense()

@@ -1,0 +1,137 @@
+"""Layer drop: take whole blocks away - named ones, or those that a text misses least.
+
+influence: 1 - cosine between what enters a block and what leaves it, one pass. loss: the text's loss without the
+block, for every block, from remembered inputs: only the blocks behind it are run, half the work of running all.
+greedy: the best single drop, `count` times.
+
+Sources: Men et al. (2024), arXiv:2403.03853 (block influence); Zhong et al. (2024), arXiv:2406.19384 (BlockPruner,
+greedy by loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from kobza.core.errors import OutOfRange
+from kobza.core.progress import progress
+from kobza.core.table import Table
+from kobza.core.texts import Text
+from kobza.edits import base
+from kobza.edits._layers import Walk
+from kobza.edits._shapes import with_layers
+from kobza.edits.base import CALIBRATION
+from kobza.models.model import Model
+
+TOKENS = 1024  # read by default: two windows
+
+
+def apply(
+    model: Model,
+    *,
+    layers: Sequence[int] = (),
+    count: int = 1,
+    by: Literal["influence", "loss", "greedy"] = "influence",
+    calibration: Sequence[str] = CALIBRATION,
+    calibration_tokens: int = TOKENS,
+) -> Model:
+    """Remove blocks; the result is a plain model of the same family with fewer layers.
+
+    Args:
+        model: the model to start from; it is not changed.
+        layers: blocks to remove [layer, 0 .. L - 1]; empty: choose `count` of them.
+        count: blocks to remove where none are named [count, 0 .. L - 1]; 0 changes nothing.
+        by: how they are chosen.
+        calibration: texts that choose; not the text to be measured.
+        calibration_tokens: tokens read, in whole windows, shared over the texts [count, 2 ..].
+
+    Returns:
+        A fork that shares every tensor left. Its last Change names the layers removed, and what the choice rests on.
+
+    Raises:
+        OutOfRange: a layer that is not there, or all of them.
+
+    Cost: none for named layers; one pass for influence; half a pass per layer for loss, `count` times that for greedy.
+    """
+    named = sorted(set(layers))
+    if any(not 0 <= layer < model.layers for layer in named):
+        raise OutOfRange(f"layers={list(layers)}; {model.name!r} has the layers 0 .. {model.layers - 1}.")
+    if not 0 <= (len(named) or count) < model.layers:
+        raise OutOfRange(f"{len(named) or count} of {model.layers} layers cannot be removed; at least one must stay.")
+    facts: dict[str, Any] = {}
+    options: dict[str, Any] = {"layers": named}
+    if not named and count:
+        texts = base.calibration_texts(calibration)
+        options |= {"count": count, "by": by, "calibration": list(calibration)}
+        options |= {"calibration_tokens": calibration_tokens}
+        facts["calibration"] = base.calibration_facts(texts, calibration_tokens)
+        named, facts["worth"] = chosen(model, texts, count, by, calibration_tokens)
+    facts["removed"] = named
+    kept = [layer for layer in range(model.layers) if layer not in named]
+    return with_layers(model, kept, "layer_drop", options, facts)
+
+
+def chosen(model: Model, texts: Sequence[Text], count: int, by: str, tokens: int) -> tuple[list[int], list[float]]:
+    """Return the layers to remove, ascending, and the worth of every layer of the model as it is."""
+    walk = Walk(model, texts, tokens)
+    worth = influences(model, walk) if by == "influence" else losses(model, walk, list(range(model.layers)))
+    if by != "greedy":
+        order = sorted(range(model.layers), key=worth.__getitem__)
+        return sorted(order[:count]), worth
+    left = list(range(model.layers))
+    now = worth
+    for step in range(count):
+        if step:
+            now = losses(model, walk, left)
+        left.pop(min(range(len(left)), key=now.__getitem__))
+    return [layer for layer in range(model.layers) if layer not in left], worth
+
+
+def influences(model: Model, walk: Walk) -> list[float]:
+    """1 - mean cosine between what enters and what leaves each block."""
+    hidden, found = walk.hidden, []
+    for layer in range(model.layers):
+        after = [walk.out(model, layer, h) for h in hidden]
+        cosines = [torch.cosine_similarity(a[0], b[0], dim=-1).double() for a, b in zip(hidden, after, strict=True)]
+        found.append(1 - float(torch.cat(cosines).mean()))
+        hidden = after
+    return found
+
+
+def losses(model: Model, walk: Walk, kept: Sequence[int]) -> list[float]:
+    """Bits per token of a model of the blocks `kept` when each of them in turn is left out.
+
+    The input of every block is made once; leaving block i out runs only the blocks behind it.
+    """
+    entering, found = walk.hidden, []
+    for place in progress(range(len(kept)), "drop each layer"):
+        hidden = entering
+        for layer in kept[place + 1 :]:
+            hidden = [walk.out(model, layer, h) for h in hidden]
+        found.append(walk.bits(model, hidden))
+        entering = [walk.out(model, kept[place], h) for h in entering]
+    return found
+
+
+def table(model: Model, texts: Sequence[Text], *, tokens: int = TOKENS) -> Table:
+    """Return a row per layer: bits per token without it, the loss, and its influence.
+
+    Args:
+        model: the model.
+        texts: read in whole windows, each alike.
+        tokens: read in all [count, 2 ..].
+    """
+    walk = Walk(model, texts, tokens)
+    hidden = walk.hidden
+    for layer in range(model.layers):
+        hidden = [walk.out(model, layer, h) for h in hidden]
+    whole = walk.bits(model, hidden)
+    rows = [
+        {"layer": layer, "bits_per_token": without, "loss": without - whole, "influence": influence}
+        for layer, (without, influence) in enumerate(
+            zip(losses(model, walk, range(model.layers)), influences(model, walk), strict=True)
+        )
+    ]
+    return Table(rows, title="Each layer dropped", note=f"{whole:.4f} bits per token with all {model.layers} layers")
