@@ -2,7 +2,7 @@
 
 influence: 1 - cosine between what enters a block and what leaves it, one pass. loss: the text's loss without the
 block, for every block, from remembered inputs: only the blocks behind it are run, half the work of running all.
-greedy: the best single drop, `count` times.
+greedy: the best single drop, `drops` times.
 
 Sources: Men et al. (2024), arXiv:2403.03853 (block influence); Zhong et al. (2024), arXiv:2406.19384 (BlockPruner,
 greedy by loss).
@@ -31,8 +31,8 @@ TOKENS = 1024  # read by default: two windows
 def apply(
     model: Model,
     *,
-    layers: Sequence[int] = (),
-    count: int = 1,
+    layers: Sequence[int] | None = None,
+    drops: int = 1,
     by: Literal["influence", "loss", "greedy"] = "influence",
     calibration: Sequence[str] = CALIBRATION,
     calibration_tokens: int = TOKENS,
@@ -41,8 +41,8 @@ def apply(
 
     Args:
         model: the model to start from; it is not changed.
-        layers: blocks to remove [layer, 0 .. L - 1]; empty: choose `count` of them.
-        count: blocks to remove where none are named [count, 0 .. L - 1]; 0 changes nothing.
+        layers: blocks to remove [layer, 0 .. L - 1]; none: choose `drops` of them.
+        drops: blocks to remove where none are named [count, 0 .. L - 1]; 0 changes nothing.
         by: how they are chosen.
         calibration: texts that choose; not the text to be measured.
         calibration_tokens: tokens read, in whole windows, shared over the texts [count, 2 ..].
@@ -53,21 +53,21 @@ def apply(
     Raises:
         OutOfRange: a layer that is not there, or all of them.
 
-    Cost: none for named layers; one pass for influence; half a pass per layer for loss, `count` times that for greedy.
+    Cost: none for named layers; one pass for influence; half a pass per layer for loss, `drops` times that for greedy.
     """
-    named = sorted(set(layers))
+    named = sorted(set(layers or ()))
     if any(not 0 <= layer < model.layers for layer in named):
-        raise OutOfRange(f"layers={list(layers)}; {model.name!r} has the layers 0 .. {model.layers - 1}.")
-    if not 0 <= (len(named) or count) < model.layers:
-        raise OutOfRange(f"{len(named) or count} of {model.layers} layers cannot be removed; at least one must stay.")
+        raise OutOfRange(f"layers={named}; {model.name!r} has the layers 0 .. {model.layers - 1}.")
+    if not 0 <= (len(named) or drops) < model.layers:
+        raise OutOfRange(f"{len(named) or drops} of {model.layers} layers cannot be removed; at least one must stay.")
     facts: dict[str, Any] = {}
     options: dict[str, Any] = {"layers": named}
-    if not named and count:
+    if not named and drops:
         texts = base.calibration_texts(calibration)
-        options |= {"count": count, "by": by, "calibration": list(calibration)}
+        options |= {"drops": drops, "by": by, "calibration": list(calibration)}
         options |= {"calibration_tokens": calibration_tokens}
         facts["calibration"] = base.calibration_facts(texts, calibration_tokens)
-        named, facts["worth"] = chosen(model, texts, count, by, calibration_tokens)
+        named, facts["worth"] = chosen(model, texts, drops, by, calibration_tokens)
     facts["removed"] = named
     kept = [layer for layer in range(model.layers) if layer not in named]
     return with_layers(model, kept, "layer_drop", options, facts)

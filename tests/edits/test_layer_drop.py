@@ -37,7 +37,7 @@ def skipped(model: Any, layers: list[int]) -> torch.Tensor:
 
 
 def test_no_layer_dropped_changes_nothing(tiny: Any) -> None:
-    edited = layer_drop.apply(tiny, count=0)
+    edited = layer_drop.apply(tiny, drops=0)
     assert edited.fingerprint == tiny.fingerprint
 
 
@@ -96,7 +96,7 @@ def test_a_block_that_does_nothing_costs_nothing() -> None:
     model = kobza.open("tiny:llama?layers=4&seed=0")
     nothing = {f"blocks.2.{part}": model.matrix(f"blocks.2.{part}") * 0 for part in ("attn.o", "mlp.down")}
     idle = model.replace(nothing, change=kobza.models.model.Change("test"))
-    edited = layer_drop.apply(idle, count=1, calibration=TEXTS, calibration_tokens=128)
+    edited = layer_drop.apply(idle, drops=1, calibration=TEXTS, calibration_tokens=128)
     assert edited.changes[-1].facts["removed"] == [2]
     assert torch.allclose(forward.logits(edited, IDS), forward.logits(idle, IDS), atol=1e-5)
     assert edited.changes[-1].facts["calibration"]["texts"][0]["name"] == TEXTS[0]
@@ -107,8 +107,8 @@ def test_a_block_that_does_nothing_costs_nothing() -> None:
 
 def test_greedy_looks_again_after_each_drop() -> None:
     model = kobza.open("tiny:llama?layers=4&seed=0")
-    edited = layer_drop.apply(model, count=2, by="greedy", calibration=TEXTS, calibration_tokens=128)
-    first = layer_drop.apply(model, count=1, by="loss", calibration=TEXTS, calibration_tokens=128)
+    edited = layer_drop.apply(model, drops=2, by="greedy", calibration=TEXTS, calibration_tokens=128)
+    first = layer_drop.apply(model, drops=1, by="loss", calibration=TEXTS, calibration_tokens=128)
     assert set(first.changes[-1].facts["removed"]) <= set(edited.changes[-1].facts["removed"])
     assert edited.layers == 2
 
