@@ -15,13 +15,24 @@ from kobza.models.model import Model
 LISTS = ("layer_types", "no_rope_layers", "attention_layers")  # entries of a configuration with one value per layer
 
 
-def with_layers(model: Model, kept: Sequence[int], technique: str, options: dict[str, Any], facts: Any) -> Model:
-    """Return a fork with some of its blocks, in the order given; a block named twice stands, and is stored, once.
+def with_layers(
+    model: Model,
+    kept: Sequence[int],
+    technique: str,
+    options: dict[str, Any],
+    facts: Any,
+    owners: Sequence[Model] | None = None,
+) -> Model:
+    """Return a fork with some of its blocks, in the order given, or with those of `owners`, one for each place.
 
-    Every tensor is shared, coded and factored ones too.
+    Every tensor is shared, coded and factored ones too, with the models that the blocks come from.
     """
     module = replacing.shared_copy(model.module)
-    blocks = [module.get_submodule(f"{model.family.blocks}.{layer}") for layer in kept]
+    # a copy for each place: a block knows its number, and one may stand twice
+    sources = [replacing.shared_copy(one.module) for one in owners] if owners else [module] * len(kept)
+    blocks = [
+        source.get_submodule(f"{model.family.blocks}.{layer}") for source, layer in zip(sources, kept, strict=True)
+    ]
     for place, block in enumerate(blocks):
         for part in block.modules():
             if hasattr(part, "layer_idx"):
