@@ -39,6 +39,18 @@ def test_the_estimate_is_the_finite_difference_within_1_percent(family: str, ove
         assert estimates[place.address] == pytest.approx(found, rel=0.01, abs=2e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_integrated_gradients_at_the_embedding_sum_to_the_whole_difference(family: str) -> None:
+    """The axiom of completeness, which the plain gradient does not keep."""
+    model = make(family)
+    source, target = (Run(model, prompt_ids(model, text)) for text in (CLEAN, CORRUPT))
+    metric = metrics(model, "logit:k", source.top)
+    whole = float(source.clean(metric).values[0, 0] - target.clean(metric).values[0, 0])
+    options = {"clean": CLEAN, "corrupt": CORRUPT, "over": "resid_pre.0@*", "metric": "logit:k", "exact": False}
+    found = attribute.run(model, **options, how="integrated", steps=40).tables[0]
+    assert sum(found["logit:k change"]) == pytest.approx(whole, rel=0.01, abs=1e-4)
+
+
 def test_places_before_the_first_difference_are_exactly_0(tiny: Any) -> None:
     table = attribute.run(tiny, clean=CLEAN, corrupt=CORRUPT).tables[0]
     assert all(row["logit change"] == 0 for row in table if int(row["place"].split("@")[1]) < 5)
