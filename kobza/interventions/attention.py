@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def _head(model: Model, text: str) -> tuple[int, int]:
     return layer, head
 
 
-def _described(layer: int, pattern: Tensor) -> list[dict[str, float | int | str]]:
+def _described(layer: int, pattern: Tensor) -> list[dict[str, Any]]:
     """A row per head for its pattern (H, T, T)."""
     T = pattern.shape[1]
     back = (torch.arange(T)[:, None] - torch.arange(T)).to(pattern).clamp_min(0)
@@ -127,10 +128,8 @@ def _described(layer: int, pattern: Tensor) -> list[dict[str, float | int | str]
         "previous": pattern.diagonal(-1, 1, 2).mean(1),
         "itself": pattern.diagonal(0, 1, 2)[:, 1:].mean(1),
     }
-    return [
-        {"head": f"L{layer}H{h}", "layer": layer, "index": h} | {key: float(value[h]) for key, value in values.items()}
-        for h in range(len(pattern))
-    ]
+    rows: list[dict[str, Any]] = [{"head": f"L{layer}H{h}", "layer": layer, "index": h} for h in range(len(pattern))]
+    return [row | {key: float(value[row["index"]]) for key, value in values.items()} for row in rows]
 
 
 def tiled(pattern: Tensor, tiles: int) -> Tensor:
@@ -143,7 +142,7 @@ def tiled(pattern: Tensor, tiles: int) -> Tensor:
     return torch.nn.functional.adaptive_max_pool2d(pattern[None, None], n)[0, 0]
 
 
-def _telling(rows: Sequence[dict[str, float | int | str]]) -> list[tuple[int, int]]:
+def _telling(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     """The head that looks farthest back and the most local one, of those that do not mostly look at the first."""
     free = sorted([row for row in rows if float(row["first"]) < 0.5] or rows, key=lambda row: float(row["distance"]))
     return list(dict.fromkeys((int(row["layer"]), int(row["index"])) for row in (free[-1], free[0])))
