@@ -36,6 +36,31 @@ def test_the_first_stream_is_the_embedding_through_norm_and_head(tiny: Any) -> N
     assert row["rank"] == int((expected > expected[token]).sum())
 
 
+def test_regression_onto_a_linear_image_recovers_it() -> None:
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    true = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)) / 3
+    weights, bias = lens._regression(x, x + x @ true + 2)
+    torch.testing.assert_close(weights, true / (1 + lens.RIDGE), rtol=0.2, atol=0.05)
+    torch.testing.assert_close(bias, torch.full((8,), 2.0), rtol=0.1, atol=0.1)
+
+
+def test_the_tuned_lens_is_nearer_to_the_model_on_unread_tokens(tiny: Any) -> None:
+    result = lens.run(tiny, prompt=PROMPT, kind="tuned", sample=1500, steps=60, rate=1e-3)
+    for row in result.tables[1]:
+        assert row["tuned"] < row["logit"]
+        assert row["tuned"] < row["regression"] * 1.02
+
+
+def test_the_last_stream_of_the_tuned_lens_is_the_model_itself(tiny: Any) -> None:
+    plain, tuned = (
+        lens.run(tiny, prompt=PROMPT, kind=kind, sample=200, steps=2).tables[0] for kind in ("logit", "tuned")
+    )
+    last = [[row["prob"] for row in table if row["stream"] == 2] for table in (plain, tuned)]
+    first = [[row["prob"] for row in table if row["stream"] == 0] for table in (plain, tuned)]
+    assert last[0] == last[1]
+    assert first[0] != first[1]
+
+
 def test_positions_may_be_named_by_their_token(tiny: Any) -> None:
     rows = lens.run(tiny, prompt=PROMPT, at="'an'").tables[0]
     assert {row["token"] for row in rows} == {"an"}
