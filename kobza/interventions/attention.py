@@ -40,7 +40,7 @@ def run(
     prompt: str = "",
     text: str = "topics",
     limit: int = 2000,
-    heads: tuple[str, ...] = (),
+    heads: str = "",
     tiles: int = 64,
 ) -> Result:
     """Describe where every head looks in a text, and draw some.
@@ -70,7 +70,7 @@ def run(
     if len(ids) < 2 or tiles < 1:
         raise OutOfRange(f"{len(ids)} tokens, tiles={tiles}: at least 2 and 1.")
     clean = Run(model, ids)
-    rows, wanted = [], [_head(model, one) for one in heads]
+    rows, wanted = [], [_head(model, one) for one in heads.split(";") if one]
     drawn: dict[tuple[int, int], Tensor] = {}
     with task("layers", model.layers) as shown:
         for layer in range(model.layers):

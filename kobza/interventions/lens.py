@@ -49,7 +49,6 @@ def run(
     sample: int = 2000,
     steps: int = 40,
     rate: float = 2e-4,
-    seed: int = 0,
 ) -> Result:
     """Apply final norm and head to the stream that enters each layer, and to the one that leaves the last.
 
@@ -64,7 +63,6 @@ def run(
         sample: tokens read from it [tokens, 10 ..].
         steps: updates behind the regression; 0 keeps the regression [count, 0 ..].
         rate: learning rate of the updates [per step, > 0 ..].
-        seed: of the batches [integer, 0 ..].
 
     Returns:
         A Result with one table: per stream (0: the embedding, L: the whole model) and position the entropy of the
@@ -85,7 +83,7 @@ def run(
     ids = prompt_ids(model, prompt)
     clean = Run(model, ids)
     chosen = sorted({p for group, _ in positions(model, ids, at) for p in group})
-    lenses = _tuned(clean, text, sample, steps, rate, seed) if kind == "tuned" else None
+    lenses = _tuned(clean, text, sample, steps, rate) if kind == "tuned" else None
     whole = _logits(clean, len(clean.streams) - 1, chosen)
     followed = whole.argmax(-1) if not token else torch.full((len(chosen),), token_id(model, token))
     shown = shown_tokens(model, ids)
@@ -122,7 +120,7 @@ def _logits(clean: Run, stream: int, chosen: Sequence[int], lenses: _Lenses | No
 
 
 @torch.inference_mode(False)
-def _tuned(clean: Run, text: str, sample: int, steps: int, rate: float, seed: int) -> _Lenses:
+def _tuned(clean: Run, text: str, sample: int, steps: int, rate: float) -> _Lenses:
     """Fit the maps to the first four fifths of a sample and judge them on the rest."""
     model, L = clean.model, clean.model.layers
     if steps < 0:
@@ -135,7 +133,7 @@ def _tuned(clean: Run, text: str, sample: int, steps: int, rate: float, seed: in
     weights, biases = (torch.stack(list(part)) for part in zip(*maps, strict=True))
     zero = torch.zeros(())
     found = {"logit": _divergences(clean, held, zero, zero), "regression": _divergences(clean, held, weights, biases)}
-    draw = generator(seed)
+    draw = generator(0)
 
     def loss(_: int) -> Tensor:
         batch = known[:, torch.randint(cut, (BATCH,), generator=draw)]

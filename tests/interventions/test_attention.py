@@ -44,7 +44,7 @@ def test_a_single_strong_cell_survives_tiling() -> None:
 
 
 def test_a_long_text_is_drawn_in_tiles(tiny: Any) -> None:
-    result = attention.run(tiny, limit=1500, heads=("L1H2", "0.3"), tiles=32)
+    result = attention.run(tiny, limit=1500, heads="L1H2;0.3", tiles=32)
     assert [figure.title for figure in result.tables[0].figures] == ["L1H2", "L0H3"]
     assert len(result.tables[0].figures[0].data["values"]) == 32
     assert len(result.tables[0]) == 8
@@ -53,9 +53,9 @@ def test_a_long_text_is_drawn_in_tiles(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"heads": ("q",)}, BadValue),
-        ({"heads": ("2.0",)}, OutOfRange),
-        ({"heads": ("1.9",)}, OutOfRange),
+        ({"heads": "q"}, BadValue),
+        ({"heads": "2.0"}, OutOfRange),
+        ({"heads": "1.9"}, OutOfRange),
         ({"tiles": 0}, OutOfRange),
     ],
 )
