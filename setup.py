@@ -6,7 +6,10 @@ bytes.
 
 from setuptools import Extension, setup
 
-SOURCES = ["kernels.c", "checksum.c", "bpe.c", "ulz.c", "mixing.c", "logistic.c"]
+SOURCES = [
+    "kernels.c", "checksum.c", "bpe.c", "ulz.c", "mixing.c", "logistic.c", "network.c", "prediction.c", "picture.c",
+]  # fmt: skip
+HEADERS = ["kernels", "logistic", "mixing_tables", "network", "picture"]
 LIMITED = ("Py_LIMITED_API", "0x030B0000")
 
 setup(
@@ -14,7 +17,7 @@ setup(
         Extension(
             "kobza.codecs.native._kernels",
             sources=[f"kobza/codecs/native/{name}" for name in SOURCES],
-            depends=[f"kobza/codecs/native/{name}.h" for name in ("kernels", "logistic", "mixing_tables")],
+            depends=[f"kobza/codecs/native/{name}.h" for name in HEADERS],
             define_macros=[LIMITED, ("_DEFAULT_SOURCE", "1")],
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
             py_limited_api=True,

@@ -107,12 +107,36 @@ static void try_together(const uint8_t *data, size_t n)
     together_free(texts);
 }
 
+/* any bytes as a picture of any shape, and a damaged payload of it */
+static void try_picture(const uint8_t *data, size_t n)
+{
+    PictureShape shape = {1 + (int)draw(12), 0, 1 + (int)draw(4), draw(2) ? 8 : 16, (int)draw(3)};
+    size_t stride = (size_t)shape.width * (size_t)shape.channels * (shape.depth > 8 ? 2 : 1);
+    shape.height = (int)(n / stride);
+    n = stride * (size_t)shape.height;
+    if (!n)
+        return;
+    size_t room = 8 * n + 4096, size;
+    uint8_t *out = block(room), *back = block(n);
+    if (picture_encode(data, &shape, out, room, &size))
+        exit(11);
+    uint8_t *payload = block(size);
+    memcpy(payload, out, size);
+    if (picture_decode(payload, size, &shape, back) || memcmp(back, data, n))
+        exit(10);
+    payload[draw((uint32_t)size)] = (uint8_t)draw(256);
+    picture_decode(payload, draw((uint32_t)size), &shape, back);
+    free(out);
+    free(back);
+    free(payload);
+}
+
 int main(int count, char **words)
 {
     long rounds = count > 1 ? atol(words[1]) : 1000;
     state = count > 2 ? (uint32_t)atol(words[2]) | 1 : 1;
     crc32c_prepare();
-    mixing_prepare();
+    mixing_prepare(); /* and what it shares with pictures */
     for (long i = 0; i < rounds; i++) {
         size_t n = draw(700);
         uint8_t *data = block(n);
@@ -122,6 +146,8 @@ int main(int count, char **words)
         try_merges(data, n);
         if (i % 20 == 0)
             try_mixing(data, n), try_together(data, n);
+        if (i % 10 == 0)
+            try_picture(data, n);
         free(data);
     }
     printf("%ld rounds clean\n", rounds);

@@ -10,6 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "kobza" / "codecs" / "native"
+KERNELS = ("checksum", "bpe", "ulz", "mixing", "logistic", "network", "prediction", "picture")
 FLAGS = "-g -O1 -std=c11 -D_DEFAULT_SOURCE -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
@@ -20,7 +21,7 @@ def test_kernels_touch_only_their_own_memory(tmp_path):
     program = tmp_path / "fuzz"
     sources = [
         HERE / "fuzz_kernels.c",
-        *(NATIVE / f"{name}.c" for name in ("checksum", "bpe", "ulz", "mixing", "logistic")),
+        *(NATIVE / f"{name}.c" for name in KERNELS),
     ]
     made = subprocess.run([compiler, *FLAGS.split(), f"-I{NATIVE}", "-o", program, *sources], capture_output=True)
     if b"cannot find" in made.stderr:

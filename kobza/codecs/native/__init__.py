@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kobza.codecs.native import plain_bpe, plain_checksum, plain_mixing, plain_ulz
+from kobza.codecs.native import plain_bpe, plain_checksum, plain_mixing, plain_picture, plain_ulz
 
 kernels: Any
 try:
@@ -30,3 +30,5 @@ mixing_turn = kernels.mixing_turn if compiled else plain_mixing.mixing_turn
 mixing_predict = kernels.mixing_predict if compiled else plain_mixing.mixing_predict
 mixing_update = kernels.mixing_update if compiled else plain_mixing.mixing_update
 mixing_decode = kernels.mixing_decode if compiled else plain_mixing.mixing_decode
+picture_encode = kernels.picture_encode if compiled else plain_picture.picture_encode
+picture_decode = kernels.picture_decode if compiled else plain_picture.picture_decode

@@ -254,6 +254,65 @@ static PyObject *py_mixing_update(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* 1 when a shape is one and its samples are `size` bytes */
+static int is_picture(const PictureShape *s, Py_ssize_t size)
+{
+    if (s->width > 0 && s->height > 0 && s->channels > 0 && s->channels <= 4 && s->depth > 0 && s->depth <= 16 &&
+        s->mode >= 0 && s->mode <= PICTURE_INDEXED && s->width <= 1 << 24 && s->height <= 1 << 24 &&
+        (int64_t)s->width * s->height * s->channels * (s->depth > 8 ? 2 : 1) == (int64_t)size)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "the picture's shape does not fit its samples");
+    return 0;
+}
+
+static PyObject *py_picture_encode(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    PictureShape s;
+    int state = KERNEL_NO_MEMORY;
+    size_t size = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*iiiii", &data, &s.width, &s.height, &s.channels, &s.depth, &s.mode))
+        return NULL;
+    size_t room = (size_t)data.len * 8 + 4096; /* no sample has more than 32 decisions of 12 bits */
+    uint8_t *out = is_sound(data.len) && is_picture(&s, data.len) ? PyMem_Malloc(room) : NULL;
+    if (out) {
+        Py_BEGIN_ALLOW_THREADS
+        state = picture_encode(data.buf, &s, out, room, &size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    if (state == KERNEL_OK)
+        return taken(out, size);
+    PyMem_Free(out);
+    return PyErr_Occurred() ? NULL : refuse(state, "");
+}
+
+static PyObject *py_picture_decode(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    PictureShape s;
+    int state = KERNEL_CORRUPT;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*iiiii", &data, &s.width, &s.height, &s.channels, &s.depth, &s.mode))
+        return NULL;
+    PyObject *result = NULL;
+    int64_t size = (int64_t)s.width * s.height; /* below 2^62 */
+    size = size < 0 || size > LARGEST ? LARGEST + 1 : size * s.channels * (s.depth > 8 ? 2 : 1);
+    if (is_sound((Py_ssize_t)size) && is_picture(&s, (Py_ssize_t)size) &&
+        (result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size))) {
+        uint8_t *out = (uint8_t *)PyBytes_AsString(result);
+        Py_BEGIN_ALLOW_THREADS
+        state = picture_decode(data.buf, (size_t)data.len, &s, out);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    if (state == KERNEL_OK)
+        return result;
+    Py_XDECREF(result);
+    return PyErr_Occurred() ? NULL : refuse(state, "the payload is no picture");
+}
+
 static PyMethodDef methods[] = {
     {"crc32c", py_crc32c, METH_VARARGS, "crc32c(data, value=0) -> int"},
     {"bpe_learn", py_bpe_learn, METH_VARARGS, "bpe_learn(data, most, least) -> (pairs, merged)"},
@@ -267,6 +326,8 @@ static PyMethodDef methods[] = {
     {"mixing_turn", py_mixing_turn, METH_VARARGS, "mixing_turn(texts, stream)"},
     {"mixing_predict", py_mixing_predict, METH_O, "mixing_predict(texts) -> probability of a 1 [1/65536]"},
     {"mixing_update", py_mixing_update, METH_VARARGS, "mixing_update(texts, bit)"},
+    {"picture_encode", py_picture_encode, METH_VARARGS, "picture_encode(samples, width, height, channels, depth, mode)"},
+    {"picture_decode", py_picture_decode, METH_VARARGS, "picture_decode(data, width, height, channels, depth, mode)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -38,4 +38,15 @@ int together_turn(Together *t, int stream);
 int together_predict(Together *t);
 int together_update(Together *t, int bit);
 
+/* picture.c, the encoder stops as above; samples are interleaved, one byte each, or two, the larger first, when the
+ * depth is above 8 bits. */
+#define PICTURE_PHOTO 0
+#define PICTURE_GRAPHICS 1
+#define PICTURE_INDEXED 2
+typedef struct {
+    int width, height, channels, depth, mode;
+} PictureShape;
+int picture_encode(const uint8_t *samples, const PictureShape *shape, uint8_t *out, size_t room, size_t *out_size);
+int picture_decode(const uint8_t *data, size_t size, const PictureShape *shape, uint8_t *samples);
+
 #endif
