@@ -1,6 +1,7 @@
 """Pictures without loss: raw samples of PNM, PAM, BMP and NPY files by prediction and context mixing, integers only.
 
-See `native.plain_picture`, which is the specification and names the sources. What is no raw sample (headers, other
+See `native.plain_picture`, which is the specification. Source: Wu & Memon (1997), CALIC, doi:10.1109/26.585919, and
+Mahoney's paq8 for mixing the contexts. What is no raw sample (headers, other
 files, PNG, whose samples lie behind deflate) goes through `cm` or stays as it is. A PNG's own bytes cannot be made
 again by every zlib: give its pixels to `pack_pixels`.
 
