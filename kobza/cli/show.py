@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TABLES = (".csv", ".jsonl", ".md", ".parquet")
 PICTURES = (".svg", ".png")
+ROWS_SHOWN = 40  # of an intervention's table on a terminal
 SUFFIXES = (".json", ".html", *TABLES, *PICTURES)
 
 
@@ -186,7 +187,27 @@ def as_text(found: Any) -> str:
 
     if isinstance(found, Result) and found.tables and found.tables[0].title == COMPARISON:
         found = replace(found, readings=[])
+    if isinstance(found, Result) and "technique" in found.made_by.get("how", {}):  # what an intervention found
+        shown = replace(found, tables=[_shortened(table) for table in found.tables])
+        return "\n\n".join([printable(str(shown)), *_heat_maps(found)])
     return printable(str(found))
+
+
+def _shortened(table: Table) -> Table:
+    """A table fit for a terminal: the first rows, and how to get the others."""
+    if len(table) <= ROWS_SHOWN:
+        return table
+    short = table.head(ROWS_SHOWN)
+    short.note = f"{len(table) - ROWS_SHOWN:,} further rows: --csv, --json or --output FILE. {table.note}"
+    return short
+
+
+def _heat_maps(found: Result) -> list[str]:
+    from kobza.core.heat import heat_map
+
+    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    maps = [figure for table in found.tables for figure in table.figures if figure.kind == "image"]
+    return [heat_map(figure, colored=colored) for figure in maps]
 
 
 _TEXT: dict[str, Callable[[Any], str]] = {

@@ -35,7 +35,10 @@ SINGULAR = {
     "measures": "measure", "retrieval": "index", "training": "training",
 }  # fmt: skip
 # files of a room that are not techniques: shared ground, and what other techniques of the room stand on
-NOT_TECHNIQUES = {"base", "container", "grid", "planner", "range_coder", "lockstep", "shaping", "speculation"}
+NOT_TECHNIQUES = {
+    "base", "before_after", "container", "grid", "lockstep", "planner", "range_coder", "replacing", "shaping",
+    "speculation",
+}  # fmt: skip
 _HOUSE = Path(__file__).resolve().parents[1]
 
 

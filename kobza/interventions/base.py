@@ -9,6 +9,9 @@ every position by itself, and a position given by its token:
     resid_pre.*@*        every layer x every position
     resid_pre.22@' am'   where the token ` am` stands (it must stand once)
 
+Techniques that change several values at once also read `+` (see `sets`): `z.18.6+z.17.3` is one cell, `z.17.*+z.18.*`
+every pair, `block.3` attention and MLP of layer 3 together.
+
 Sources: Vig et al. (2020), arXiv:2004.12265 (interventions on neurons and heads); Zhang & Nanda (2024),
 arXiv:2309.16042 (metrics).
 """
@@ -17,20 +20,23 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from kobza.core import techniques
 from kobza.core.errors import BadValue, EmptyText, NothingMatched, OutOfRange
 from kobza.measures.base import machine, versions
 from kobza.models.model import Model
 from kobza.models.sites import ALIASES, GLOBAL, HEADS, Site, expand, heads
 
-METRICS = ("prob", "logit", "top1", "diff", "loss")
-UNITS = {"prob": "share", "logit": "logit", "top1": "share", "diff": "logit", "loss": "nat"}
+UNITS = {"prob": "share", "logprob": "nat", "logit": "logit", "top1": "share", "diff": "logit", "loss": "nat"}
+METRICS = tuple(UNITS)
 _POSITION = r"""@('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\*|last|-?\d*:-?\d*|-?\d+)"""
 _PLACE = re.compile(rf"([a-z_][a-z_0-9]*)(?:{_POSITION})?(?:\.(\d+|\*))?(?:\.(\d+|\*))?(?:{_POSITION})?")
 
@@ -68,21 +74,36 @@ class Place:
         site: name, layer, index.
         positions: positions of the run.
         label: how the positions are written: "all", "9".
+        also: places that are changed together with it.
+        name: of the whole set, if it has one: "block.3".
+        written: how a user wrote the positions: "", "-1", "' am'".
     """
 
     site: Site
     positions: tuple[int, ...]
     label: str
+    also: tuple[Place, ...] = ()
+    name: str = ""
+    written: str = ""
+
+    @property
+    def members(self) -> tuple[Place, ...]:
+        """The place itself and those changed with it."""
+        return (replace(self, also=(), name=""), *self.also)
 
     @property
     def address(self) -> str:
-        """`z.18.6`, `resid_pre.22@9`."""
+        """`z.18.6`, `resid_pre.22@9`, `z.18.6+z.17.3`."""
+        if self.also:
+            return self.name or "+".join(one.address for one in self.members)
         return str(self.site) + ("" if self.label == "all" else f"@{self.label}")
 
     @property
     def short(self) -> str:
-        """As the field writes it: L18H6, N1810@L10; else the address."""
+        """As the field writes it: L18H6, N1810@L10, L18H6+L17H3; else the address."""
         site = self.site
+        if self.also:
+            return self.name or "+".join(one.short for one in self.members)
         if site.index is not None and site.name in HEADS:
             return f"L{site.layer}H{site.index}"
         if site.index is not None and site.name == "neuron":
@@ -100,9 +121,43 @@ def places(model: Model, ids: Sequence[int], text: str) -> list[Place]:
     return [place for part in _split(text) for place in _places(model, ids, part)]
 
 
-def _split(text: str) -> list[str]:
-    """Cut at semicolons that stand outside quotes."""
-    return [part.strip() for part in re.findall(r"""(?:'[^']*'|"[^"]*"|[^;'"])+""", text)]
+def sets(model: Model, ids: Sequence[int], text: str) -> list[Place]:
+    """Return the sets of places a text means; those of one set are changed together.
+
+    `a+b` is every place of `a` together with every place of `b`; a place with itself is that place alone. `block.3` is
+    `attn_out.3+mlp_out.3`, all that layer 3 adds. Several texts are joined by `;`.
+
+    Raises:
+        As `places`.
+    """
+    found = []
+    for part in _split(text):
+        factors = [_factor(model, ids, factor) for factor in _split(part, "+")]
+        found += [_joined(chosen) for chosen in product(*factors)]
+    return found
+
+
+def _factor(model: Model, ids: Sequence[int], text: str) -> list[Place]:
+    if not re.match(r"block\b", text):
+        return _places(model, ids, text)
+    both = [_places(model, ids, text.replace("block", name, 1)) for name in ("attn_out", "mlp_out")]
+    named = [(replace(a, also=(b,)), a.address.replace("attn_out", "block", 1)) for a, b in zip(*both, strict=True)]
+    return [replace(place, name=name) for place, name in named]
+
+
+def _joined(chosen: Sequence[Place]) -> Place:
+    """One set of several; what stands in it twice is kept once."""
+    if len(chosen) == 1:
+        return chosen[0]
+    first, *rest = dict.fromkeys(member for place in chosen for member in place.members)
+    return replace(
+        first, also=tuple(rest), name="+".join(p.short for p in chosen) if any(p.name for p in chosen) else ""
+    )
+
+
+def _split(text: str, mark: str = ";") -> list[str]:
+    """Cut at marks that stand outside quotes."""
+    return [part.strip() for part in re.findall(rf"""(?:'[^']*'|"[^"]*"|[^{mark}'"])+""", text)]
 
 
 def _places(model: Model, ids: Sequence[int], text: str) -> list[Place]:
@@ -116,8 +171,10 @@ def _places(model: Model, ids: Sequence[int], text: str) -> list[Place]:
     sites = expand(model, plain)
     if name in GLOBAL and layer:
         raise BadValue(f"{text!r}: {name} has no layers.", "Leave the number out.")
-    spots = positions(model, ids, before or after or "")
-    return [Place(one, at, label) for site in sites for one in _indexed(model, site, index) for at, label in spots]
+    written = before or after or ""
+    spots = positions(model, ids, written)
+    indexed = [one for site in sites for one in _indexed(model, site, index)]
+    return [Place(one, at, label, written=written) for one in indexed for at, label in spots]
 
 
 def _indexed(model: Model, site: Site, index: str | None) -> list[Site]:
@@ -196,20 +253,45 @@ def prompt_ids(model: Model, text: str) -> list[int]:
     return ids
 
 
-def aligned_ids(model: Model, clean: str, corrupt: str) -> tuple[list[int], list[int]]:
+def several(text: str) -> list[str]:
+    """Return the prompts of a text in which they are joined by `||`."""
+    return text.split("||")
+
+
+def aligned_ids(
+    model: Model, clean: str, corrupt: str, align: Literal["same", "end"] = "same"
+) -> tuple[list[int], list[int]]:
     """Return the tokens of two prompts whose positions correspond.
+
+    Args:
+        model: whose tokenizer.
+        clean, corrupt: the prompts.
+        align: "same" demands equally many tokens; with "end" positions correspond when they are equally far from it.
 
     Raises:
         BadValue: they have unequal numbers of tokens (the message shows them), or are the same.
         EmptyText: one is empty.
     """
     a, b = prompt_ids(model, clean), prompt_ids(model, corrupt)
-    if len(a) != len(b):
+    if len(a) != len(b) and align == "same":
         shown = "\n".join(" ".join(map(repr, shown_tokens(model, ids))) for ids in (a, b))
-        raise BadValue(f"the prompts have {len(a)} and {len(b)} tokens: positions do not correspond.", shown)
+        hint = f"{shown}\nOr say how they correspond: align=end counts positions from the end."
+        raise BadValue(f"the prompts have {len(a)} and {len(b)} tokens: positions do not correspond.", hint)
     if a == b:
         raise BadValue("the clean and the corrupt prompt are the same.", "Change a word that should matter.")
     return a, b
+
+
+def shifted(place: Place, by: int) -> Place:
+    """Return a place with its positions (and those changed with it) counted `by` further.
+
+    Raises:
+        OutOfRange: one would stand before the beginning.
+    """
+    if by and min(place.positions) + by < 0:
+        raise OutOfRange(f"{place.address}: the shorter prompt has no such position.", "Name positions that both have.")
+    moved = tuple(p + by for p in place.positions)
+    return replace(place, positions=moved, also=tuple(shifted(one, by) for one in place.also))
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------
@@ -220,8 +302,9 @@ class Metric:
     """What is read off a run.
 
     Attributes:
-        name: "prob", "logit" of a token; "diff", logit of one minus logit of another; "top1", whether the likeliest
-            token is another one; "loss", nats per token of the prompt itself. All but the last at the last position.
+        name: "prob", "logprob", "logit" of a token; "diff", logit of one minus logit of another; "top1", whether the
+            likeliest token is another one; "loss", nats per token of the prompt itself. All but the last at the last
+            position. Several tokens joined by `|` (`logprob: yes| Yes`) are one answer: their probabilities add up.
         tokens: ids it is about.
         text: how a user writes it.
     """
@@ -237,8 +320,9 @@ class Metric:
 
     def read(self, logits: Tensor) -> Tensor:
         """Return its value (B,) for logits (B, V); "loss" is not read off the last position."""
-        if self.name == "prob":
-            return (logits[:, self.tokens[0]] - logits.logsumexp(-1)).exp()
+        if self.name in ("prob", "logprob"):
+            nats = logits[:, list(self.tokens)].logsumexp(-1) - logits.logsumexp(-1)
+            return nats.exp() if self.name == "prob" else nats
         if self.name == "diff":
             return logits[:, self.tokens[0]] - logits[:, self.tokens[1]]
         if self.name == "top1":
@@ -263,7 +347,8 @@ def _metric(model: Model, text: str, top: int) -> Metric:
     if name not in METRICS:
         raise BadValue(f"{name!r} is no metric.", f"Metrics: {', '.join(METRICS)}; a token follows a colon.")
     pieces = about.split("|") if colon else []
-    wanted = {"diff": 2, "loss": 0}.get(name, len(pieces[:1]))
+    is_sum = name in ("prob", "logprob")
+    wanted = {"diff": 2, "loss": 0}.get(name, len(pieces) if is_sum else len(pieces[:1]))
     if len(pieces) != wanted:
         raise BadValue(f"metric {text!r} names {len(pieces)} tokens.", "Write prob: morning or diff: morning| evening.")
     tokens = tuple(token_id(model, piece) for piece in pieces) or (() if name == "loss" else (top,))
@@ -315,3 +400,12 @@ def record(model: Model, technique: str, options: Mapping[str, Any], **prompts: 
     }
     how = {"technique": technique, **plain, "ids": {name: list(ids) for name, ids in prompts.items()}}
     return {"how": how, "model": about, "versions": versions(), "machine": machine(model)}
+
+
+def command(model: Model, technique: str, options: Mapping[str, Any]) -> str:
+    """Return the command line that takes a figure again; options at their defaults are left out."""
+    described = techniques.described("interventions", technique)
+    given = [(o.name, options[o.name]) for o in described if o.name in options and options[o.name] != o.default]
+    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given]
+    changed = f" (after {', '.join(map(str, model.changes))})" if model.changes else ""
+    return " ".join(["kobza", technique, shlex.quote(model.origin.spec), *words]) + changed

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,8 @@ from kobza.models.sites import GLOBAL, Site
 from kobza.models.states import head
 
 How = Literal["planned", "naive"]
+MEMORY = 1024  # MiB
+UNKNOWN = -1  # in the place of a token
 SMALL_GROUP = 16  # rows worth a batch of their own, rather than sharing one that begins at an earlier position
 NAIVE = "Take how=naive: one whole forward pass per cell."
 
@@ -44,7 +46,7 @@ class Outcome:
 
     Attributes:
         values: (C, metrics) float64.
-        tops: (C,) the likeliest next token.
+        tops: (C,) the likeliest next token; `UNKNOWN` where it was not asked for.
     """
 
     values: Tensor
@@ -146,7 +148,14 @@ class Run:
 
     @torch.inference_mode()
     def outcome(
-        self, cells: Sequence[Cell], metrics: Sequence[Metric], *, how: How = "planned", batch: int = 256
+        self,
+        cells: Sequence[Cell],
+        metrics: Sequence[Metric],
+        *,
+        how: How = "planned",
+        batch: int = 256,
+        memory: int = MEMORY,
+        crosses: bool = True,
     ) -> Outcome:
         """Run cells and read metrics off them.
 
@@ -154,23 +163,38 @@ class Run:
             cells: the changed runs; one without edits, or whose edits change no bit, is the clean run itself.
             metrics: what to read.
             how: "planned", or "naive": one whole forward pass per cell.
-            batch: rows run together at most; it bounds the memory.
+            batch: rows run together at most.
+            memory: MiB that the rows run together may take (an estimate, see `row_bytes`); a single row always runs.
+            crosses: also find each cell's likeliest token. Without it, metrics that ask for the logits of some tokens
+                (logit, diff) have only those computed, and `tops` are `UNKNOWN`.
 
         Raises:
             BadValue: a site or family that cannot be started in the middle.
         """
+        few = None if crosses or how == "naive" else _few(metrics)
         clean = self._read(self.last[None], self.nats.sum()[None], metrics)
         values = clean.values.repeat(len(cells), 1)
         tops = clean.tops.repeat(len(cells))
         live = [i for i, cell in enumerate(cells) if how == "naive" or not self.is_empty(cell)]
         if how == "planned" and live:
             self.require_start_in_the_middle()
-        steps = self._planned(cells, live, metrics, batch) if how == "planned" else self._naive(cells, live, metrics)
+        rows = max(1, min(batch, memory * 2**20 // self.row_bytes(few)))
+        planned = how == "planned"
+        steps = self._planned(cells, live, metrics, rows, few) if planned else self._naive(cells, live, metrics)
         with task("cells", len(live)) as shown:
             for at, found in steps:
-                values[at], tops[at] = found.values, found.tops
+                values[at] = found.values
+                tops[at] = found.tops
                 shown.step(len(at))
-        return Outcome(values, tops)
+        return Outcome(values, tops if few is None else torch.full_like(tops, UNKNOWN))
+
+    def row_bytes(self, few: Sequence[int] | None = None) -> int:
+        """Return the bytes one row takes at most: stream, MLP and attention of its positions, and logits."""
+        config = self.model.config
+        inner = int(getattr(config, "intermediate_size", None) or 4 * self.model.width)
+        looks = int(config.num_attention_heads) * self.length
+        states = self.length * (8 * self.model.width + 4 * inner + 3 * looks)  # measured: bench/interventions.py
+        return states * self.streams[0].element_size() + 12 * (len(few) if few else self.model.vocabulary)
 
     def clean(self, metrics: Sequence[Metric]) -> Outcome:
         """Return the outcome of the prompt as it is."""
@@ -199,15 +223,21 @@ class Run:
             yield [number], self._read(logits[-1:], nats[None], metrics)
 
     def _planned(
-        self, cells: Sequence[Cell], live: list[int], metrics: Sequence[Metric], batch: int
+        self,
+        cells: Sequence[Cell],
+        live: list[int],
+        metrics: Sequence[Metric],
+        batch: int,
+        few: Sequence[int] | None,
     ) -> Iterator[tuple[list[int], Outcome]]:
         with_loss = any(metric.name == "loss" for metric in metrics)
+        renamed = [replace(m, tokens=tuple(few.index(t) for t in m.tokens)) for m in metrics] if few else metrics
         for rows in _batches([self._row(i, cells[i]) for i in live], batch):
             first = min(row.first for row in rows)
-            final = self._climb(rows, first)
-            last = head(self.model, final[:, -1]).float()
+            final = self._climb(rows, first, whole=with_loss)
+            last = head(self.model, final[:, -1], tokens=few).float()
             nats = self._nats(final, first) if with_loss else torch.zeros(len(rows))
-            yield [row.number for row in rows], self._read(last, nats, metrics)
+            yield [row.number for row in rows], self._read(last, nats, renamed)
 
     def _nats(self, final: Tensor, first: int) -> Tensor:
         """Sum of nats (B,) of the prompt's tokens: clean before `first`, changed from there on."""
@@ -248,10 +278,15 @@ class Run:
         change = (edit.applied(old) - old)[:, None] * column.to(old)
         return Edit(Site("resid_post", layer), edit.positions, change, adds=True)
 
-    def _climb(self, rows: Sequence[_Row], first: int) -> Tensor:
-        """Return the states behind the final norm (B, S, D), S positions from `first` on; rows sorted by entry."""
+    def _climb(self, rows: Sequence[_Row], first: int, *, whole: bool) -> Tensor:
+        """Return the states behind the final norm (B, S, D); rows sorted by entry.
+
+        S positions from `first` on, or, if not the whole is asked for, the last one: no other is read.
+        """
         stream = self.streams[0][:0, first:]
         for layer in range(rows[0].entry, len(self.blocks) + 1):
+            if layer == len(self.blocks) and not whole:  # closed form: what is left is the norm and the head
+                stream, first = stream[:, -1:], self.length - 1
             joining = sum(row.entry == layer for row in rows)
             if joining:
                 clean = self.streams[layer][:, first:]
@@ -354,9 +389,27 @@ def _changed(value: Tensor, edits: list[tuple[int, Edit]], first: int) -> Tensor
     value = value.clone()
     for row, edit in edits:
         spots = [p - first for p in edit.positions]
+        if min(spots) < 0:  # positions that nobody reads any more
+            edit, spots = _from(edit, first)
         at = (row, spots) if edit.site.index is None else (row, spots, edit.site.index)
         value[at] = edit.applied(value[at])
     return value
+
+
+def _from(edit: Edit, first: int) -> tuple[Edit, list[int]]:
+    """An edit of the stream without its positions before `first`, and the others counted from there."""
+    kept = [i for i, p in enumerate(edit.positions) if p >= first]
+    is_full = edit.value.ndim == (2 if edit.site.index is None else 1)  # else it has no dimension of positions
+    has_own = is_full and len(edit.value) == len(edit.positions)
+    value = edit.value[kept] if has_own else edit.value
+    return replace(edit, value=value), [edit.positions[i] - first for i in kept]
+
+
+def _few(metrics: Sequence[Metric]) -> list[int] | None:
+    """The tokens whose logits are all that the metrics ask for; None if they need more."""
+    if any(metric.name not in ("logit", "diff") for metric in metrics):
+        return None
+    return sorted({token for metric in metrics for token in metric.tokens})
 
 
 def _changer(edits: list[tuple[int, Edit]], first: int) -> Callable[[Tensor], Tensor]:

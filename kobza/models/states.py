@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,18 +26,45 @@ def final_states(model: Model, ids: Tensor) -> Tensor:
     return body(model.module, input_ids=ids.to(model.device))
 
 
-def head(model: Model, states: Tensor) -> Tensor:
+def head(model: Model, states: Tensor, *, tokens: Sequence[int] | None = None) -> Tensor:
     """Return the logits (..., V) of final states (..., D), with the family's own scale and soft cap.
 
     It is the module's own forward with the body replaced by one that hands back the states, so nothing about a
-    family has to be known; differentiable.
+    family has to be known; differentiable. With `tokens`, only their logits (..., tokens) are computed.
 
     Raises:
         BadValue: the family's forward does more than body and head (see `head_fits`).
     """
     if not head_fits(model):
         raise BadValue(f"the head of {model.name!r} ({model.family.name}) cannot be applied to states given by hand.")
-    return _apply_head(model.module, states)
+    return _apply_head(model.module if tokens is None else _narrowed(model.module, list(tokens)), states)
+
+
+def _narrowed(module: Any, tokens: list[int]) -> nn.Module:
+    """The module with an output table of some rows only."""
+    table = module.get_output_embeddings()
+    name = next(name for name, part in module._modules.items() if part is table)  # beside the body: `head_fits`
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    twin._modules[name] = _Rows(table, tokens)
+    return twin
+
+
+class _Rows(nn.Module):
+    """Some rows of an output table."""
+
+    def __init__(self, table: Any, tokens: list[int]) -> None:
+        super().__init__()
+        self.table, self.tokens = [table], tokens
+        self.is_linear = type(table) is nn.Linear
+
+    def forward(self, states: Tensor) -> Tensor:
+        (table,) = self.table
+        if not self.is_linear:  # stored as factors or codes
+            whole: Tensor = table(states)
+            return whole[..., self.tokens]
+        bias = None if table.bias is None else table.bias[self.tokens]
+        return nn.functional.linear(states, table.weight[self.tokens], bias)
 
 
 def head_fits(model: Model) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kobza.core.errors import BadValue, NothingMatched, OutOfRange, UnknownName
+from kobza.core.table import Table
 from kobza.interventions import ablate
 from kobza.models.model import Change
 
@@ -118,3 +119,91 @@ def test_planned_equals_naive_on_smollm2(smollm2: Any, over: str, kind: Any) -> 
     options = {"prompt": "she sells sea shells by the", "over": over, "kind": kind, "value": 0.5, "controls": 0}
     planned, naive = (ablate.run(smollm2, **options, how=how).tables[0][0]["prob"] for how in ("planned", "naive"))
     assert planned == pytest.approx(naive, abs=2e-6)
+
+
+def test_places_joined_by_a_plus_are_removed_together_and_products_are_all_pairs(tiny: Any) -> None:
+    pairs = ablate.run(tiny, prompt=PROMPT, over="z.0.*+z.1.*", metric="logit:k").tables[0]
+    assert len(pairs) == 16
+    assert pairs.figures[0].data["rows"] == ["L0H0", "L0H1", "L0H2", "L0H3"]
+    same = ablate.run(tiny, prompt=PROMPT, over="z.0.2+z.0.2; z.0.2", metric="logit:k", controls=0).tables[0]
+    assert same["place"] == ["z.0.2", "z.0.2"]
+    assert same["logit:k"][0] == same["logit:k"][1]
+
+
+def test_a_block_is_its_attention_and_its_mlp(tiny: Any) -> None:
+    table = ablate.run(tiny, prompt=PROMPT, over="block.*; attn_out.1+mlp_out.1", metric="logit:k", controls=0).tables[
+        0
+    ]
+    found = {row["short"]: row["logit:k"] for row in table}
+    assert found["block.1"] == found["attn_out.1+mlp_out.1"]
+    stream = tiny.trace(PROMPT, ["resid_pre.1", "resid_post.1"])
+    assert found.keys() == {"block.0", "block.1", "attn_out.1+mlp_out.1"}
+    with torch.inference_mode():  # authority: a model of one block
+        short = tiny.module.model.norm(stream["resid_pre.1"]) @ tiny.matrix("embed.out").T
+    assert found["block.1"] == pytest.approx(float(short[-1, tiny.tokenizer.encode("k")[0]]), abs=1e-5)
+
+
+def test_two_backup_neurons_show_nothing_alone_and_all_together(tiny: Any) -> None:
+    """Planted: each of two neurons alone keeps one token far on top; only without both does it fall."""
+    model = wired(tiny, [17, 18], 0.0)
+    down = torch.zeros_like(model.matrix("blocks.1.mlp.down"))
+    values = model.trace(PROMPT, "neuron.1")["neuron.1"][-1, 17:19]
+    token = model.tokenizer.encode("k")[0]
+    down[:, 17:19] = 1000 * model.matrix("embed.out")[token][:, None] / values
+    model = model.replace({"blocks.1.mlp.down": down}, change=Change("two backups"))
+    options: Any = {"prompt": PROMPT, "metric": "prob:k", "controls": 0}
+    alone = ablate.run(model, over="neuron.1.17; neuron.1.18", **options).tables[0]
+    both = ablate.run(model, over="neuron.1.17+neuron.1.18", **options).tables[0]
+    assert alone["prob:k change"] == pytest.approx([0, 0], abs=1e-3)
+    assert both[0]["prob:k change"] < -0.5
+
+
+def test_without_crosses_logits_are_the_same_and_no_top_token_is_claimed(tiny: Any) -> None:
+    options = {"prompt": PROMPT, "over": "z.*.*; mlp_out.*@-1", "metric": "logit:k,diff:k|a"}
+    whole, few = (ablate.run(tiny, **options, crosses=crosses).tables[0] for crosses in (True, False))
+    assert few["logit:k"] == pytest.approx(whole["logit:k"], abs=1e-5)
+    assert few["diff:k|a"] == pytest.approx(whole["diff:k|a"], abs=1e-5)
+    assert "top" in whole.columns
+    assert "top" not in few.columns
+
+
+def test_several_prompts_give_the_mean_and_an_interval_around_it(tiny: Any) -> None:
+    prompts = ["the banks of it", "a wide river", "and the cliffs"]
+    single = [ablate.run(tiny, prompt=p, metric="logit:k", controls=0).tables[0] for p in prompts]
+    table = ablate.run(tiny, prompt="||".join(prompts), metric="logit:k").tables[0]
+    for row in table:
+        changes = [next(r["logit:k change"] for r in one if r["place"] == row["place"]) for one in single]
+        assert row["logit:k change"] == pytest.approx(sum(changes) / 3)
+        assert min(changes) - 1e-9 <= row["low"] <= row["logit:k change"] <= row["high"] <= max(changes) + 1e-9
+    assert "||" in table.note
+
+
+def test_prompts_of_unequal_length_need_positions_that_all_have(tiny: Any) -> None:
+    with pytest.raises(BadValue, match="do not have the same positions"):
+        ablate.run(tiny, prompt="the banks of it||a wide", over="mlp_out.*@*")
+    table = ablate.run(tiny, prompt="the banks of it||a wide", over="mlp_out.*@-1", controls=0).tables[0]
+    assert sorted(table["place"]) == ["mlp_out.0@-1", "mlp_out.1@-1"]
+
+
+def test_noise_of_no_strength_changes_nothing_and_equal_seeds_add_equal_noise(tiny: Any) -> None:
+    options: Any = {"prompt": PROMPT, "kind": "noise", "controls": 0}
+    assert not any(ablate.run(tiny, **options, strength=0).tables[0]["prob change"])
+    a, b, c = (ablate.run(tiny, **options, seed=seed).tables[0] for seed in (0, 0, 1))
+    assert a["prob"] == b["prob"]
+    assert a["prob"] != c["prob"]
+
+
+def test_the_caption_is_a_command_that_gives_the_same_table(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+    import shlex
+
+    from kobza.cli.main import main
+
+    result = ablate.run(tiny, prompt=PROMPT, over="z.*.*@-1", kind="value", value=0.5, metric="diff:k|a", seed=3)
+    assert main([*shlex.split(result.tables[0].note)[1:], "--json"]) == 0
+    assert Table.from_json(json.loads(capsys.readouterr().out)["tables"][0]) == result.tables[0]
+
+
+def test_a_pattern_has_no_mean_of_another_text(tiny: Any) -> None:
+    with pytest.raises(BadValue, match="as many columns as the run"):
+        ablate.run(tiny, prompt=PROMPT, over="pattern.1.0", kind="mean")

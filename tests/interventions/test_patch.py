@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kobza.core.errors import BadValue
+from kobza.core.errors import BadValue, OutOfRange
 from kobza.interventions import patch
 from kobza.models.tiny import tiny as make
 
@@ -78,6 +78,43 @@ def test_the_picture_names_positions_by_their_tokens(tiny: Any) -> None:
     (figure,) = patch.run(tiny, clean=CLEAN, corrupt=CORRUPT).tables[0].figures
     assert (figure.x, figure.y) == ("position", "layer")
     assert figure.data["columns"][0] == "0 <s>"
+
+
+def test_prompts_of_unequal_length_are_aligned_at_their_ends_when_asked(tiny: Any) -> None:
+    options: Any = {"clean": "the banks of it", "corrupt": "the tanks of it", "align": "end", "metric": "logit:k"}
+    result = patch.run(tiny, **options, over="resid_pre.*@*; resid_post.1@-1", controls=0)
+    span = result.reading("clean").value - result.reading("corrupt").value
+    changes = by_place(result, "logit:k")
+    assert changes["resid_post.1@9"] == pytest.approx(span, abs=1e-5), "the last position stands for the last"
+    assert len(changes) == 2 * 10 + 1
+    naive = patch.run(tiny, **options, over="z.*.*@-1", controls=0, how="naive").tables[0]
+    planned = patch.run(tiny, **options, over="z.*.*@-1", controls=0).tables[0]
+    assert planned["logit:k"] == pytest.approx(naive["logit:k"], abs=1e-5)
+
+
+def test_a_place_that_the_shorter_prompt_lacks_is_refused(tiny: Any) -> None:
+    with pytest.raises(OutOfRange, match="shorter prompt"):
+        patch.run(tiny, clean="the tanks of it", corrupt="the banks of it", align="end", over="resid_pre.0@0")
+
+
+def test_pairs_patch_two_places_at_once(model: Any) -> None:
+    options: Any = {"clean": CLEAN, "corrupt": CORRUPT, "over": "z.0.*+z.1.*", "metric": "logit:k", "controls": 0}
+    planned, naive = (by_place(patch.run(model, **options, how=how), "logit:k") for how in ("planned", "naive"))
+    assert len(planned) == 16
+    assert [planned[k] for k in planned] == pytest.approx([naive[k] for k in planned], abs=1e-5)
+
+
+def test_several_pairs_give_the_mean_and_bounds(tiny: Any) -> None:
+    pairs = [(CLEAN, CORRUPT), (CORRUPT, CLEAN)]
+    single = [by_place(patch.run(tiny, clean=a, corrupt=b, metric="logit:k"), "logit:k") for a, b in pairs]
+    both = patch.run(tiny, clean=f"{CLEAN}||{CORRUPT}", corrupt=f"{CORRUPT}||{CLEAN}", metric="logit:k")
+    for row in both.tables[0]:
+        values = [one[row["place"]] for one in single]
+        assert row["logit:k change"] == pytest.approx(sum(values) / 2)
+        assert row["low"] == pytest.approx(min(values))
+        assert row["high"] == pytest.approx(max(values))
+    with pytest.raises(BadValue, match="2 clean prompts and 1 corrupt"):
+        patch.run(tiny, clean=f"{CLEAN}||{CORRUPT}", corrupt=CORRUPT)
 
 
 @pytest.mark.real

@@ -60,6 +60,52 @@ def test_the_batch_size_does_not_matter(tiny: Any) -> None:
     )
 
 
+def test_the_memory_option_bounds_the_rows_run_together(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = prompt_ids(tiny, PROMPT)
+    run = Run(tiny, ids)
+    asked = cells(tiny, ids, "neuron.*.*")
+    seen: list[int] = []
+    block = run._block
+    monkeypatch.setattr(
+        run, "_block", lambda layer, stream, first: seen.append(len(stream)) or block(layer, stream, first)
+    )
+    small = run.outcome(asked, metrics(tiny, "logit", run.top), memory=1)
+    assert max(seen) <= 2**20 // run.row_bytes() < len(asked)
+    seen.clear()
+    whole = run.outcome(asked, metrics(tiny, "logit", run.top))
+    assert max(seen) > 2**20 // run.row_bytes()
+    torch.testing.assert_close(small.values, whole.values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*SIX, "cohere", "granite", "phi"])
+def test_logits_of_some_tokens_are_those_of_all(family: str) -> None:
+    from kobza.models.states import final_states, head
+
+    model = make(family)
+    states = final_states(model, torch.tensor([[0, 40, 50]]))
+    with torch.inference_mode():
+        torch.testing.assert_close(head(model, states, tokens=[7, 3]), head(model, states)[..., [7, 3]])
+
+
+INSIDE = (
+    "q_rot.1.0@3; k_rot.0.1; scores.1.2@-1; pattern.*.0; head_out.0.1; gate.1.5; up.0.7@-2; norm1_scale.1; "
+    "norm2_scale.0"
+)
+
+
+@pytest.mark.parametrize("family", [*SIX, "phi", "granite", "olmo2"])
+def test_planned_equals_naive_inside_attention_and_at_norms(family: str) -> None:
+    model = make(family, layers=3)
+    ids = prompt_ids(model, "the banks of")
+    run = Run(model, ids)
+    names = {text.strip().split(".")[0] for text in INSIDE.split(";")} & set(model.family.points)
+    asked = cells(model, ids, ";".join(t for t in INSIDE.split(";") if t.strip().split(".")[0] in names), 0.3)
+    read = metrics(model, "logit", run.top)
+    planned, naive = run.outcome(asked, read), run.outcome(asked, read, how="naive")
+    torch.testing.assert_close(planned.values, naive.values, rtol=1e-5, atol=1e-5)
+    assert int((naive.values != run.clean(read).values).sum()) > len(asked) // 2
+
+
 def test_putting_in_what_is_there_changes_nothing_bit_for_bit(model: Any) -> None:
     ids = prompt_ids(model, PROMPT)
     run = Run(model, ids)
