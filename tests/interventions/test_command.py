@@ -17,7 +17,7 @@ def test_help_names_every_option_with_its_range(name: str, capsys: pytest.Captur
     assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
     for option in techniques.described("interventions", name):
-        assert f"--{option.name}" in shown
+        assert f"--{option.name.replace('_', '-')}" in shown
 
 
 def test_ablate_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
