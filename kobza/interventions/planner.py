@@ -142,7 +142,7 @@ class Run:
 
     def is_empty(self, cell: Cell) -> bool:
         """Whether a cell puts in what is there already, bit for bit."""
-        return all(bool(torch.equal(edit.applied(self.part(edit)), self.part(edit))) for edit in cell)
+        return all(torch.equal(edit.applied(own), own) for edit in cell for own in (self.part(edit),))
 
     # --- running cells ---
 
