@@ -128,7 +128,7 @@ def compression(model: Any) -> Found:
     edits: dict[str, Callable[[Any], Any]] = {
         "lowrank:rank=386": lambda m: lowrank.apply(m, rank=386),
         "noise:strength=0.1": lambda m: noise.apply(m, strength=0.1),
-        "rounding to 4 bits": lambda m: rounding.apply(m, bits=4),
+        "rounding:format=q4_0": lambda m: rounding.apply(m, format="q4_0"),
     }
     before = ablate.run(model, **options)
     rows, tables, pictures = [], [], []
