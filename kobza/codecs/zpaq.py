@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import shutil
 import subprocess
 import tempfile
@@ -34,6 +35,7 @@ from kobza.core.files import atomic_directory
 SUFFIX = ".zpaq"
 EPOCH = 946684800  # 2000-01-01, the date of everything in an archive made of bytes
 SPARE = 512 << 20  # bytes of address space for the program beside what its limit says
+SECONDS, SLOWEST = 30, 50_000  # of processor time: at least, and bytes a second (-m5 takes 300,000); damage can spin
 DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?|-?\d{1,6}")
 # "- ", date, size right-aligned in 12 or more, blank, type and mode (blank where none was kept), blank, name
 LINE = re.compile(r"- (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ( *-?\d+) ([ d][0-7]{4}|     ) ?(.*)")
@@ -198,7 +200,8 @@ def extract(
     check_all((entry.path, entry.is_folder) for entry in entries)
     bounds.check_output(sum(entry.size for entry in entries), archive.stat().st_size)
     with atomic_directory(folder) as place:
-        _run("extract", archive.resolve(), *_options(key, until), place=place, limits=bounds)
+        work = sum(entry.size for entry in entries)
+        _run("extract", archive.resolve(), *_options(key, until), place=place, limits=bounds, work=work)
         _compare(place, entries)
     return entries
 
@@ -220,14 +223,22 @@ def _options(key: str, date: str) -> list[str]:
 
 
 def _run(
-    command: str, archive: Path, *words: str, place: Path | None = None, limits: base.Limits | None = None
+    command: str, archive: Path, *words: str, place: Path | None = None, limits: base.Limits | None = None, work: int = 0
 ) -> list[str]:
-    """Run the program; return the lines it printed. Anything it complains about is an error here."""
+    """Run the program; return the lines it printed. Anything it complains about is an error here.
+
+    Reading an archive is bounded in memory, in the size of a file, and in processor time: `work` are the bytes to come
+    out of it.
+    """
     if command != "add" and not archive.is_file():
         raise MissingFile(f"there is no file '{archive}'.")
     bounds = limits or base.Limits()
+    seconds = 0
+    if command != "add":
+        seconds = SECONDS + (archive.stat().st_size + work) // SLOWEST
 
     def confine() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         resource.setrlimit(resource.RLIMIT_FSIZE, (bounds.output, bounds.output))
         resource.setrlimit(resource.RLIMIT_AS, (bounds.memory + SPARE, bounds.memory + SPARE))
 
@@ -236,9 +247,11 @@ def _run(
         cwd=place,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        preexec_fn=confine if command == "extract" else None,
+        preexec_fn=None if command == "add" else confine,
         check=False,
     )
+    if ran.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and seconds:
+        raise base.LimitExceeded(f"zpaq did not {command} '{archive}' within {seconds} s: it is damaged, or a trap.")
     said = ran.stdout.decode("utf-8", errors="surrogateescape")
     errors = ran.stderr.decode("utf-8", errors="replace").splitlines()
     wrong = [line for line in errors if line and not HARMLESS.fullmatch(line)]

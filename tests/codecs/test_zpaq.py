@@ -148,6 +148,20 @@ def test_damage_never_gives_wrong_bytes() -> None:
             continue
 
 
+def test_an_archive_that_keeps_the_program_busy_is_refused(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spinning = tmp_path / "spin"
+    spinning.write_text("#!/bin/sh\nwhile :; do :; done\n")
+    spinning.chmod(0o755)
+    archive = tmp_path / "a.zpaq"
+    zpaq.add(archive, [songs])
+    monkeypatch.setattr(zpaq, "program", lambda: str(spinning))
+    monkeypatch.setattr(zpaq, "SECONDS", 1)
+    with pytest.raises(base.LimitExceeded, match=r"did not list .* within 1 s"):
+        zpaq.listing(archive)
+
+
 def test_a_cut_archive_is_refused() -> None:
     blob = zpaq.compress(TEXT)
     for end in range(0, len(blob), max(1, len(blob) // 40)):
