@@ -193,7 +193,7 @@ class Run:
         config = self.model.config
         inner = int(getattr(config, "intermediate_size", None) or 4 * self.model.width)
         looks = int(config.num_attention_heads) * self.length
-        states = self.length * (8 * self.model.width + 4 * inner + 3 * looks)  # measured: bench/interventions.py
+        states = self.length * (8 * self.model.width + 4 * inner + 3 * looks)  # an estimate, not a measurement
         return states * self.streams[0].element_size() + 12 * (len(few) if few else self.model.vocabulary)
 
     def clean(self, metrics: Sequence[Metric]) -> Outcome:
