@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 import re
 import resource
-import signal
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -223,7 +223,12 @@ def _options(key: str, date: str) -> list[str]:
 
 
 def _run(
-    command: str, archive: Path, *words: str, place: Path | None = None, limits: base.Limits | None = None, work: int = 0
+    command: str,
+    archive: Path,
+    *words: str,
+    place: Path | None = None,
+    limits: base.Limits | None = None,
+    work: int = 0,
 ) -> list[str]:
     """Run the program; return the lines it printed. Anything it complains about is an error here.
 
