@@ -1,0 +1,144 @@
+"""Transplants: onto its own vocabulary nothing changes, the causes sum to the total, no row is NaN."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+
+from kobza.core.errors import KobzaError
+from kobza.edits import _rows, transplant
+from kobza.measures import bits_per_byte
+from kobza.models.tiny import PARAGRAPH
+from kobza.tokens import pairs
+from kobza.tokens.base import Tokenizer
+from kobza.tokens.mapping import match
+
+TEXT = PARAGRAPH.encode()
+METHODS = ("fitted", "hybrid", "neighbors", "subtokens", "mean", "random")
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return pairs.train(PARAGRAPH * 3, size=330)
+
+
+def permuted(tokenizer: Tokenizer) -> Tokenizer:
+    """The same vocabulary with every id renamed."""
+    source = json.loads(tokenizer._backend.to_str())
+    size = len(source["model"]["vocab"])
+    new = [(id * 7 + 3) % size for id in range(size)] if size % 7 else list(range(size))[::-1]
+    source["model"]["vocab"] = {name: new[id] for name, id in source["model"]["vocab"].items()}
+    for token in source["added_tokens"]:
+        token["id"] = new[token["id"]]
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(source)), name="permuted")
+
+
+def bits(model: Any) -> float:
+    return bits_per_byte.measure(model, TEXT).value
+
+
+def test_its_own_vocabulary_changes_nothing(tiny: Any) -> None:
+    assert abs(bits(transplant.onto(tiny, tiny.tokenizer)) - bits(tiny)) < 1e-6
+
+
+def test_a_permuted_vocabulary_changes_nothing(tiny: Any) -> None:
+    moved = transplant.onto(tiny, permuted(tiny.tokenizer))
+    assert moved.tokenizer.encode(TEXT) != tiny.tokenizer.encode(TEXT)
+    assert abs(bits(moved) - bits(tiny)) < 1e-6
+
+
+@pytest.mark.real
+def test_smollm2_keeps_its_bits_on_a_permuted_vocabulary(smollm2: Any) -> None:
+    moved = transplant.onto(smollm2, permuted(smollm2.tokenizer))
+    assert abs(bits(moved) - bits(smollm2)) < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_copies_what_both_have_and_gives_finite_rows(tiny: Any, trained: Any, method: str) -> None:
+    moved = transplant.onto(tiny, trained, method=method)
+    found = match(moved.tokenizer, tiny.tokenizer)
+    table, old = moved.matrix("embed"), tiny.matrix("embed")
+    assert torch.equal(table[found.copied], old[[found.same[id] for id in found.copied]])
+    assert torch.isfinite(table).all()
+    assert moved.is_tied
+    assert moved.tokenizer.start_id is not None
+    assert moved.tokenizer.decode(moved.tokenizer.encode(TEXT)) == TEXT
+
+
+def test_subtokens_is_the_mean_of_the_parts(tiny: Any, trained: Any) -> None:
+    moved = transplant.onto(tiny, trained, method="subtokens")
+    id = match(moved.tokenizer, tiny.tokenizer).composed[0]
+    parts = tiny.tokenizer.encode(moved.tokenizer.bytes_of(id))
+    assert torch.allclose(moved.matrix("embed")[id], tiny.matrix("embed")[parts].mean(0))
+
+
+def test_the_fitted_map_recovers_a_linear_law() -> None:
+    draw = torch.Generator().manual_seed(0)
+    table = torch.randn(600, 4, generator=draw)
+    law = torch.randn(8, 4, generator=draw)
+    known = [(200 + n, [n % 200, (n * 37 + 11) % 200]) for n in range(400)]
+    for token, (left, right) in known:
+        table[token] = torch.cat([table[left], table[right]]) @ law
+    found = _rows.Composition(table, known, shrinkage=1e-8)([[3, 5], [150, 20]])
+    wanted = torch.stack([torch.cat([table[3], table[5]]) @ law, torch.cat([table[150], table[20]]) @ law])
+    assert torch.allclose(found, wanted, atol=1e-3)
+
+
+def test_neighbors_of_an_old_token_are_itself() -> None:
+    table = torch.eye(5)
+    rows, there = _rows.neighbors(table, table, table[:2], count=1, temperature=0.3, threshold=0.6)
+    assert torch.equal(rows, table[:2])
+    assert there.all()
+    _, there = _rows.neighbors(table, table, -table[:2], count=1, temperature=0.3, threshold=0.6)
+    assert not there.any()
+
+
+def test_the_causes_sum_to_the_total(tiny: Any, trained: Any) -> None:
+    moved = transplant.onto(tiny, trained, method="subtokens")
+    rows = list(transplant.causes(tiny, moved, TEXT, window=1024, overlap=256))
+    change = bits(moved) - bits(tiny)
+    assert rows[-1]["change"] == pytest.approx(change, abs=1e-6)
+    assert sum(row["change"] for row in rows[:-1]) == pytest.approx(rows[-1]["change"], abs=1e-9)
+    assert rows[0]["change"] > 0
+
+
+def test_the_second_stage_lowers_the_loss_and_moves_the_tables_only(tiny: Any, trained: Any) -> None:
+    options = {"steps": 8, "rate": 0.01, "calibration": ["topics[320000:324000]"], "untied": True}
+    moved = transplant.onto(tiny, trained, **options)
+    first, last = moved.changes[-1].facts["losses"]
+    assert last < first
+    assert not moved.is_tied
+    for name in tiny.find("blocks.*"):
+        assert torch.equal(moved.matrix(name), tiny.matrix(name))
+
+
+def test_a_fitted_leak_gives_new_rows_the_probability_they_have_in_the_text(tiny: Any, trained: Any) -> None:
+    moved = transplant.onto(tiny, trained, leak="fit", calibration=["topics[320000:324000]"])
+    assert abs(moved.changes[-1].facts["offset"]) < 12
+
+
+def test_a_saved_transplant_opens_in_transformers_with_equal_ids(tiny: Any, trained: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    moved = transplant.onto(tiny, trained)
+    moved.save(tmp_path / "moved")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "moved")(PARAGRAPH, add_special_tokens=False)["input_ids"]
+    assert ids == moved.tokenizer.encode(TEXT)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "moved")
+    assert again.config.vocab_size == moved.vocabulary == len(moved.tokenizer)
+    assert again.config.bos_token_id == moved.tokenizer.start_id
+
+
+def test_a_vocabulary_that_does_not_exist_is_refused(tiny: Any) -> None:
+    with pytest.raises(KobzaError, match="nowhere"):
+        transplant.apply(tiny, vocabulary="nowhere.tiktoken")
+
+
+def test_the_input_model_is_not_touched(tiny: Any, trained: Any) -> None:
+    before, rows = tiny.matrix("embed").clone(), tiny.vocabulary
+    transplant.onto(tiny, trained)
+    assert torch.equal(tiny.matrix("embed"), before)
+    assert tiny.vocabulary == rows == tiny.config.vocab_size
