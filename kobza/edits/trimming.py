@@ -19,7 +19,9 @@ from kobza.models.resizing import with_vocabulary
 from kobza.tokens.mapping import kept
 
 
-def apply(model: Model, *, corpus: Sequence[str] = CALIBRATION, safety: Sequence[str] = (), least: int = 1) -> Model:
+def apply(
+    model: Model, *, corpus: Sequence[str] = CALIBRATION, safety: Sequence[str] = ("source[:20000]",), least: int = 1
+) -> Model:
     """Remove the rows of tokens that a corpus does not use.
 
     Args:

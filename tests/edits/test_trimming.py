@@ -17,7 +17,7 @@ CORPUS = "topics[:300]"
 
 
 def test_the_corpus_is_cut_as_before_and_costs_less_by_the_removed_mass(tiny: Any) -> None:
-    trimmed = trimming.apply(tiny, corpus=[CORPUS])
+    trimmed = trimming.apply(tiny, corpus=[CORPUS], safety=[])
     data = text(CORPUS).data
     before, after = tiny.tokenizer.encode(data), trimmed.tokenizer.encode(data)
     assert [tiny.tokenizer.bytes_of(id) for id in before] == [trimmed.tokenizer.bytes_of(id) for id in after]
@@ -39,20 +39,23 @@ def test_all_tokens_kept_change_nothing(tiny: Any) -> None:
 
 
 def test_other_texts_can_still_be_said(tiny: Any) -> None:
-    trimmed = trimming.apply(tiny, corpus=[CORPUS])
+    trimmed = trimming.apply(tiny, corpus=[CORPUS], safety=[])
     data = "Реве та стогне 🌊\r\n\0".encode()
     assert trimmed.tokenizer.decode(trimmed.tokenizer.encode(data)) == data
 
 
 def test_saved_bytes_are_those_of_the_removed_rows(tiny: Any, tmp_path: Path) -> None:
-    trimmed = trimming.apply(tiny, corpus=[CORPUS])
+    trimmed = trimming.apply(tiny, corpus=[CORPUS], safety=[])
     facts = trimmed.changes[-1].facts
     assert facts["saved_bytes"] == (facts["tokens_before"] - facts["tokens"]) * tiny.width * 4
     trimmed.save(tmp_path / "trimmed")
 
 
 def test_rare_tokens_go_first_and_safe_ones_stay(tiny: Any) -> None:
-    all_of, frequent = trimming.apply(tiny, corpus=[CORPUS]), trimming.apply(tiny, corpus=[CORPUS], least=5)
+    all_of, frequent = (
+        trimming.apply(tiny, corpus=[CORPUS], safety=[]),
+        trimming.apply(tiny, corpus=[CORPUS], safety=[], least=5),
+    )
     safe = trimming.apply(tiny, corpus=[CORPUS], least=5, safety=[CORPUS])
     assert frequent.vocabulary < all_of.vocabulary == safe.vocabulary
     with pytest.raises(OutOfRange, match="least is 0"):
