@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = kobza.open("smollm2")
     shakespeare = (asked.data / "text" / "tinyshakespeare.txt").read_bytes()
-    texts = {"article": article(asked.data, "Al Gore"), "shakespeare": shakespeare[100_000:]}
+    texts = {"article": article(asked.data, "Alfred Hitchcock"), "shakespeare": shakespeare}
     for name in asked.tokens.split(","):
         vocabulary = kobza.vocabulary(asked.data / "tokenizers" / f"{name}.tiktoken")
         for method in asked.methods.split(","):
