@@ -20,6 +20,7 @@ import torch
 
 import kobza
 from kobza.core import techniques
+from kobza.models.caching import cache_bytes
 from kobza.models.stepping import steps, using
 
 TOKENS = 48
@@ -232,8 +233,28 @@ def _kept(policy: str, stored: int, budget: int, weight: torch.Tensor, generator
     return [*sorted(chosen.tolist()), *range(old, stored)]
 
 
+def packed(model: Any, count: int = 256) -> None:
+    """Bits per byte of a text read token by token with a packed cache, and its bytes."""
+    from kobza.models.bare import BareStepper
+    from kobza.models.caching import PackedStepper
+
+    ids = [model.tokenizer.start_id, *model.tokenizer.encode(kobza.text("topics[40000:42000]").string)][: count + 1]
+    size = len(model.tokenizer.decode(ids[1:]))
+    whole = 0
+    for bits, keys in ((32, "token"), (8, "token"), (8, "channel"), (4, "token"), (4, "channel")):
+        run = BareStepper(model) if bits == 32 else PackedStepper(model, bits=bits, keys=keys)  # type: ignore[arg-type]
+        total, begin = 0.0, time.process_time()
+        for new, right in itertools.pairwise(ids):
+            total -= float(run.feed([[new]])[0].double().log_softmax(-1)[right]) / math.log(2)
+        seconds = time.process_time() - begin
+        stored = cache_bytes(model, count, bits=bits, keys=keys)  # type: ignore[arg-type]
+        whole = whole or stored
+        print(f"{bits:2} bits by {keys:7} {total / size:.4f} bit/B, {stored / whole:.3f} of the bytes, {seconds:.1f} s")
+
+
 PARTS: dict[str, Callable[[Any], None]] = {
     "speed": speed, "prompt": prompt, "speculation": speculation, "exits": exits, "schema": schema, "cache": cache,
+    "packed": packed,
 }  # fmt: skip
 
 

@@ -231,14 +231,19 @@ class BareStepper:
         Raises:
             OutOfRange: places that are not stored, or not rising.
         """
+        chosen = self.checked_places(places)
+        at = torch.tensor(chosen, dtype=torch.long)
+        for cached in (self.keys, self.values):
+            cached[..., : len(chosen), :] = cached[..., at, :]
+        self.dropped = self.length - len(chosen)
+
+    def checked_places(self, places: Sequence[int]) -> list[int]:
+        """Return the places of `keep` after checking them."""
         stored = self.length - self.dropped
         chosen = list(places)
         if any(a >= b for a, b in itertools.pairwise([-1, *chosen, stored])):
             raise OutOfRange(f"places to keep must rise from 0 to {stored - 1} at most.")
-        at = torch.tensor(chosen, dtype=torch.long)
-        for cached in (self.keys, self.values):
-            cached[..., : len(chosen), :] = cached[..., at, :]
-        self.dropped += stored - len(chosen)
+        return chosen
 
     def fork(self) -> BareStepper:
         """Return a run that goes on from here by itself; the cache is copied."""
