@@ -18,25 +18,25 @@ from kobza.models.model import Model
 from kobza.models.replacing import shared_copy
 
 
-def apply(model: Model, *, method: Literal["linear", "ntk", "yarn"] = "yarn", factor: float = 2.0) -> Model:
+def apply(model: Model, *, method: Literal["linear", "ntk", "yarn"] = "yarn", stretch: float = 2.0) -> Model:
     """Scale the rotations; no weight changes, and the configuration carries the scaling.
 
     Args:
         model: the model to start from, of plain rotary positions; it is not changed.
         method: how the angles are scaled.
-        factor: the new context over the old one [factor, 1 .. 64]; 1 changes nothing.
+        stretch: the new context over the old one [ratio, 1 .. 64]; 1 changes nothing.
 
     Returns:
-        A fork whose context is `factor` times as long, sharing every weight.
+        A fork whose context is `stretch` times as long, sharing every weight.
 
     Raises:
         BadValue: a model without rotary positions, or whose rotations are scaled or differ between layers.
-        OutOfRange: a factor outside its range.
+        OutOfRange: a stretch outside its range.
 
     Cost: none.
     """
-    if not 1 <= factor <= 64:
-        raise OutOfRange(f"factor={factor}; allowed is 1 .. 64.")
+    if not 1 <= stretch <= 64:
+        raise OutOfRange(f"stretch={stretch}; allowed is 1 .. 64.")
     rope = getattr(model.config, "rope_parameters", None) or {}
     rotary = getattr(model.module.base_model, "rotary_emb", None)
     if rotary is None or rope.get("rope_type") != "default" or not model.context:
@@ -45,11 +45,11 @@ def apply(model: Model, *, method: Literal["linear", "ntk", "yarn"] = "yarn", fa
     module = shared_copy(model.module)
     config = module.config
     before = model.context
-    config.rope_parameters = scaled(rope, method, factor, before, 2 * len(rotary.inv_freq))
-    config.max_position_embeddings = round(before * factor)
+    config.rope_parameters = scaled(rope, method, stretch, before, 2 * len(rotary.inv_freq))
+    config.max_position_embeddings = round(before * stretch)
     module.base_model.rotary_emb = type(rotary)(config).to(model.device)
     facts = {"context_before": before, "context": config.max_position_embeddings}
-    return base.edited_shape(model, module, "positions", {"method": method, "factor": factor}, facts)
+    return base.edited_shape(model, module, "positions", {"method": method, "stretch": stretch}, facts)
 
 
 def scaled(rope: dict[str, Any], method: str, factor: float, context: int, width: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_logits_equal_those_of_a_transformers_model_so_configured(method: Any, f
     values = model.config.to_dict() | {"rope_parameters": rope, "max_position_embeddings": 256}
     theirs = AutoModelForCausalLM.from_config(type(model.config)(**values))
     theirs.load_state_dict(model.module.state_dict())
-    ours = positions.apply(model, method=method, factor=4)
+    ours = positions.apply(model, method=method, stretch=4)
     assert torch.equal(logits(ours.module), logits(theirs))
     assert torch.allclose(steps(ours, backend="bare").feed(IDS, keep=120), logits(theirs), atol=2e-5)
     assert ours.context == 256 and model.context == 64
@@ -42,7 +42,7 @@ def test_logits_equal_those_of_a_transformers_model_so_configured(method: Any, f
 def test_ntk_divides_the_slowest_rotation_and_leaves_the_fastest(factor: float) -> None:
     before = tiny(width=128)
     plain = before.module.base_model.rotary_emb.inv_freq
-    found = positions.apply(before, method="ntk", factor=factor).module.base_model.rotary_emb.inv_freq
+    found = positions.apply(before, method="ntk", stretch=factor).module.base_model.rotary_emb.inv_freq
     E = 2 * len(plain)
     theta = before.config.rope_parameters["rope_theta"] * factor ** (E / (E - 2))
     assert torch.allclose(found, theta ** (-torch.arange(0, E, 2) / E))
@@ -51,7 +51,7 @@ def test_ntk_divides_the_slowest_rotation_and_leaves_the_fastest(factor: float) 
 
 def test_ntk_equals_the_dynamic_rotation_of_transformers_at_the_length_where_their_bases_meet() -> None:
     model = tiny(context=64)
-    ours = positions.apply(model, method="ntk", factor=2).module.base_model.rotary_emb.inv_freq
+    ours = positions.apply(model, method="ntk", stretch=2).module.base_model.rotary_emb.inv_freq
     values = model.config.to_dict()
     values["rope_parameters"] |= {"rope_type": "dynamic", "factor": 2.0}
     dynamic = type(model.module.base_model.rotary_emb)(type(model.config)(**values))
@@ -62,8 +62,8 @@ def test_ntk_equals_the_dynamic_rotation_of_transformers_at_the_length_where_the
 @pytest.mark.parametrize("method", ["linear", "ntk", "yarn"])
 def test_factor_one_changes_nothing_and_saving_keeps_the_scaling(method: Any, tmp_path: Path) -> None:
     model = tiny()
-    assert torch.equal(logits(positions.apply(model, method=method, factor=1).module), logits(model.module))
-    ours = positions.apply(model, method=method, factor=2)
+    assert torch.equal(logits(positions.apply(model, method=method, stretch=1).module), logits(model.module))
+    ours = positions.apply(model, method=method, stretch=2)
     assert ours.fingerprint == model.fingerprint and ours.changes[-1].technique == "positions"
     ours.save(tmp_path / "scaled")
     again = kobza.open(tmp_path / "scaled")
@@ -75,5 +75,5 @@ def test_what_cannot_be_scaled_is_refused() -> None:
         positions.apply(tiny("gpt2"))
     with pytest.raises(BadValue, match="yarn"):
         positions.apply(positions.apply(tiny()))
-    with pytest.raises(OutOfRange, match="factor=0.5; allowed is 1 .. 64"):
-        positions.apply(tiny(), factor=0.5)
+    with pytest.raises(OutOfRange, match="stretch=0.5; allowed is 1 .. 64"):
+        positions.apply(tiny(), stretch=0.5)
