@@ -83,7 +83,7 @@ def test_golden_files_are_read_as_ever(packed):
     assert base.unpack(packed.read_bytes()) == (GOLDEN / "content.bin").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["store", "ulz", "cm"])
+@pytest.mark.parametrize("name", ["store", "ulz", "cm", "image"])
 def test_golden_files_are_written_as_ever(name):
     content = (GOLDEN / "content.bin").read_bytes()
     assert base.pack(content, base.load(name).coder(), block_log2=10) == (GOLDEN / f"{name}.kbz").read_bytes()

@@ -6,6 +6,7 @@ import hashlib
 import io
 import random
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from kobza.codecs import base, image, native
 from kobza.codecs.native import plain_picture
 from kobza.core.errors import BadValue, KobzaError, OutOfRange
 
+GOLDEN = Path(__file__).parent / "golden" / "pictures" / "image.kbz"  # of version 1, written once and for ever
 RNG = np.random.default_rng(4)
 needs_compiled = pytest.mark.skipif(not native.compiled, reason="the C extension is not built; see kobza doctor")
 
@@ -182,3 +184,16 @@ def test_the_payload_of_a_fixed_picture_never_changes():
     raw = bytes((x * x + 3 * y * (x & 3)) & 255 for y in range(24) for x in range(72))
     made = [hashlib.sha256(native.picture_encode(raw, 24, 24, 3, 8, mode)).hexdigest()[:16] for mode in range(3)]
     assert made == ["cd3b2817a1661140", "1f4409366ea84cd3", "db3859a65d302770"]
+
+
+def test_a_golden_file_of_pictures_is_read_as_ever():
+    y, x = np.mgrid[:20, :24]
+    slope = (5 * x + 3 * y + x * y // 7)[:, :, None] + np.array([0, 9, 30]) & 255
+    sparse = (x * y % 7 * 9001)[:, :, None]
+    blocks = (x // 4 * 37 + y // 3 * 91)[:, :, None] * np.array([1, 2, 3]) & 255
+    five_colors = ((x // 2 * 7 + y * y) % 5)[:, :, None] * np.array([50, 23, 61])
+    pictures = [p.astype(np.uint16 if p.max() > 255 else np.uint8) for p in (slope, sparse, blocks, five_colors)]
+    blob = GOLDEN.read_bytes()
+    assert image.decompress(blob) == b"".join(map(pnm, pictures))
+    ways = [b"\x18\x14\3\1\0\x08\0\0", b"\x18\x14\1\2\0\3\0\1", b"\x18\x14\3\1\0\x08\1\0", b"\x18\x14\3\1\0\3\2\2"]
+    assert all(way in blob for way in ways)  # a photograph, a table of values, graphics and a palette
