@@ -65,7 +65,7 @@ def verdict(found: dict[str, dict[str, Any]], peer: str) -> str:
     ratios = {name: row[OURS] / row[peer] for name, row in found.items() if peer in row}
     if not ratios:
         return f"{peer}: not measured"
-    lost = sorted((name for name in ratios if ratios[name] >= 1), key=lambda name: -ratios[name])
+    lost = sorted((name for name in ratios if ratios[name] > 1), key=lambda name: -ratios[name])
     shown = ", ".join(f"{name} {100 * ratios[name] - 100:+.1f} %" for name in lost) or "none"
     low, high = 100 * min(ratios.values()), 100 * max(ratios.values())
     return f"{peer}: ours takes {low:.1f} to {high:.1f} % of it, and loses on {len(lost)} of {len(ratios)}: {shown}"
