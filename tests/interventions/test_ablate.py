@@ -121,6 +121,18 @@ def test_planned_equals_naive_on_smollm2(smollm2: Any, over: str, kind: Any) -> 
     assert planned == pytest.approx(naive, abs=2e-6)
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("kind", ["zero", "mean", "value"])
+@pytest.mark.parametrize("at", ["", "@-1"])
+def test_planned_equals_naive_in_every_layer_of_smollm2(smollm2: Any, kind: Any, at: str) -> None:
+    over = f"mlp_out.*{at}; z.*.4{at}; neuron.*.700{at}"
+    options = {"prompt": "she sells sea shells", "over": over, "kind": kind, "value": 0.5, "controls": 0}
+    planned, naive = (ablate.run(smollm2, **options, how=how, top=1).tables[0] for how in ("planned", "naive"))
+    assert len(planned) == 90
+    order = {row["place"]: row["prob"] for row in naive}
+    assert max(abs(row["prob"] - order[row["place"]]) for row in planned) < 2e-6
+
+
 def test_places_joined_by_a_plus_are_removed_together_and_products_are_all_pairs(tiny: Any) -> None:
     pairs = ablate.run(tiny, prompt=PROMPT, over="z.0.*+z.1.*", metric="logit:k").tables[0]
     assert len(pairs) == 16
