@@ -16,7 +16,7 @@ from kobza.core.errors import UnknownName
 from kobza.core.options import Option, check, word
 
 ROOM = "interventions"
-WORDS = {"explain": "explain-neuron"}  # techniques whose name is the word of another command
+WORDS = {"explain": "explain-neuron", "transplant": "transplant-activation"}  # a name that is another command's word
 _AGAINST = Annotated[
     list[str] | None,
     typer.Option("--against", metavar="SPEC", help="Do the same to the model with this edit, and show the difference: "

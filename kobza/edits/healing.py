@@ -4,7 +4,7 @@ The loss is KL(original | edited) over all tokens at every position of windows d
 text need not be what the model was trained on. What is trained: factors A B added to the dense layers of blocks and
 multiplied in at the end, so that the result is stored as before; norms and biases alone; or every weight that is
 stored as a number. Codes of quantized matrices stay as they are. For long runs with checkpoints there is
-`kobza train distil`; this is the step of a recipe.
+`kobza tune --objective distil`; this is the step of a recipe.
 
 Sources: Hinton et al. (2015), arXiv:1503.02531; as the last step of pruning: Muralidharan et al. (2024),
 arXiv:2407.14679; the added factors: Hu et al. (2021), arXiv:2106.09685.
