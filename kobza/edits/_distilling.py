@@ -130,7 +130,7 @@ def _loss(
     vectors = _looked_up(moved, inner, fed_ids(tokens, moved.tokenizer.start_id))
     states = body(moved.module, inputs_embeds=vectors[None])[0]
     targets = tokens[len(tokens) - len(states) :]
-    logs = _logits(moved, outer, states).log_softmax(-1)
+    logs = head(moved, states, table=outer).float().log_softmax(-1)
     surprise = -logs.gather(1, targets[:, None]).mean()
     with torch.no_grad():
         spelled = torch.tensor(original.tokenizer.encode(raw))
@@ -144,16 +144,6 @@ def _loss(
 def _looked_up(model: Model, table: Tensor, ids: Tensor) -> Tensor:
     scale = torch.as_tensor(getattr(model.module.get_input_embeddings(), "embed_scale", 1.0)).float()
     return table[ids] * scale
-
-
-def _logits(model: Model, table: Tensor, states: Tensor) -> Tensor:
-    """Logits of states (T, D) by a table that learns; scale and soft cap as the family has them."""
-    config = model.config
-    logits = states.float() @ table.T
-    logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
-    logits = logits / float(getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def _meetings(

@@ -26,28 +26,46 @@ def final_states(model: Model, ids: Tensor) -> Tensor:
     return body(model.module, input_ids=ids.to(model.device))
 
 
-def head(model: Model, states: Tensor, *, tokens: Sequence[int] | None = None) -> Tensor:
+def head(model: Model, states: Tensor, *, tokens: Sequence[int] | None = None, table: Tensor | None = None) -> Tensor:
     """Return the logits (..., V) of final states (..., D), with the family's own scale and soft cap.
 
     It is the module's own forward with the body replaced by one that hands back the states, so nothing about a
-    family has to be known; differentiable. With `tokens`, only their logits (..., tokens) are computed.
+    family has to be known; differentiable. With `tokens`, only their logits (..., tokens) are computed; with `table`
+    (V, D), one that learns say, it stands in for the model's own output table.
 
     Raises:
         BadValue: the family's forward does more than body and head (see `head_fits`).
     """
     if not head_fits(model):
         raise BadValue(f"the head of {model.name!r} ({model.family.name}) cannot be applied to states given by hand.")
-    return _apply_head(model.module if tokens is None else _narrowed(model.module, list(tokens)), states)
+    module = model.module
+    if table is not None:
+        module = _with_output(module, _Table(table, getattr(module.get_output_embeddings(), "bias", None)))
+    return _apply_head(
+        module if tokens is None else _with_output(module, _Rows(module.get_output_embeddings(), list(tokens))), states
+    )
 
 
-def _narrowed(module: Any, tokens: list[int]) -> nn.Module:
-    """The module with an output table of some rows only."""
-    table = module.get_output_embeddings()
-    name = next(name for name, part in module._modules.items() if part is table)  # beside the body: `head_fits`
+def _with_output(module: Any, output: nn.Module) -> nn.Module:
+    """The module with another output table."""
+    own = module.get_output_embeddings()
+    name = next(name for name, part in module._modules.items() if part is own)  # beside the body: `head_fits`
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
-    twin._modules[name] = _Rows(table, tokens)
+    twin._modules[name] = output
     return twin
+
+
+class _Table(nn.Module):
+    """An output table given as a tensor, with the bias of the one in whose place it stands."""
+
+    def __init__(self, table: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.table, self.bias = [table], bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        (table,) = self.table
+        return nn.functional.linear(states.to(table.dtype), table, self.bias)
 
 
 class _Rows(nn.Module):

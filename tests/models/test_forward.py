@@ -298,3 +298,16 @@ def test_the_real_model_gives_the_bits_of_plain_transformers(smollm2: Model) -> 
     plain = cross_entropy(logits, torch.tensor(ids), reduction="none") / math.log(2)
     bits = forward.token_bits(smollm2, ids)
     assert float(bits.double().sum()) == pytest.approx(float(plain.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_with_its_own_table_given_is_the_head_and_the_table_learns(family: str) -> None:
+    model = tiny(family)
+    states = torch.randn(5, model.width, generator=torch.Generator().manual_seed(0))
+    table = model.matrix("embed.out").detach().clone().requires_grad_()
+    found = forward.head(model, states, table=table)
+    assert torch.allclose(found, forward.head(model, states), atol=1e-6)
+    found.sum().backward()
+    assert table.grad is not None and bool(table.grad.any())
+    few = forward.head(model, states, table=table, tokens=[3, 1])
+    assert torch.allclose(few, found[:, [3, 1]], atol=1e-6)
