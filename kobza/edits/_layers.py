@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kobza.core.errors import BadValue, EmptyText
 from kobza.core.progress import progress
 from kobza.core.texts import Text
-from kobza.edits.base import WINDOW, token_ids
+from kobza.edits.base import WINDOW, hearing, token_ids
 from kobza.models import forward, replacing
 from kobza.models.model import Model
 
@@ -157,25 +157,13 @@ def heard(model: Model, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Record the inputs of named linear layers while the block runs; leave the run when all were heard."""
     found: dict[str, Tensor] = {}
 
-    def hear(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found[name] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            if len(found) == len(names):
-                raise _Enough
+    def keep(name: str, x: Tensor) -> None:
+        found[name] = x
+        if len(found) == len(names):
+            raise _Enough
 
-        return hook
-
-    handles = [
-        model.module.get_submodule(model.matrices[name].parameter.rpartition(".")[0]).register_forward_pre_hook(
-            hear(name)
-        )
-        for name in names
-    ]
-    try:
+    with hearing(model, names, keep):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def layer_of(name: str) -> int:

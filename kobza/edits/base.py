@@ -343,17 +343,13 @@ def input_moments(model: Model, names: Sequence[str], texts: Sequence[Text], tok
 
 
 @contextmanager
-def _listening(model: Model, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, int]]]:
-    """Sum x x^T at the input of each layer while the block runs."""
-    sums: dict[str, tuple[Tensor, int]] = {}
+def hearing(model: Model, names: Sequence[str], hear: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Hand what each named linear layer reads, (T, N), to `hear(name, x)` while the block runs; not lookups by ids."""
 
-    def hear(name: str) -> Callable[..., None]:
+    def listener(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if not inputs or not inputs[0].is_floating_point():
-                return  # a lookup by ids
-            x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-            total, count = sums.get(name, (torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64), 0))
-            sums[name] = (total + (x.T @ x).double().cpu(), count + len(x))
+            if inputs and inputs[0].is_floating_point():
+                hear(name, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
 
         return hook
 
@@ -362,11 +358,25 @@ def _listening(model: Model, names: Sequence[str]) -> Iterator[dict[str, tuple[T
         for name in names:
             whole = model.parts[name].whole if name in model.parts else name
             owner = model.matrices[whole].parameter.rpartition(".")[0]
-            handles.append(model.module.get_submodule(owner).register_forward_pre_hook(hear(name)))
-        yield sums
+            handles.append(model.module.get_submodule(owner).register_forward_pre_hook(listener(name)))
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _listening(model: Model, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, int]]]:
+    """Sum x x^T at the input of each layer while the block runs."""
+    sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        x = x.float()
+        total, count = sums.get(name, (torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64), 0))
+        sums[name] = (total + (x.T @ x).double().cpu(), count + len(x))
+
+    with hearing(model, names, add):
+        yield sums
 
 
 def end_metric(model: Model, name: str, texts: Sequence[Text], tokens: int = TOKENS) -> Tensor:
