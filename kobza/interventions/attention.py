@@ -11,7 +11,6 @@ Source: Clark et al. (2019), arXiv:1906.04341 (entropy and targets of heads); Xi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,9 +27,9 @@ from kobza.interventions.base import prompt_ids, record, shown_tokens
 from kobza.interventions.planner import Run
 from kobza.models.hooks import Hook, hooked
 from kobza.models.model import Model
+from kobza.models.passes import BITS
 from kobza.models.sites import Site
 
-BITS = 1 / math.log(2)
 UNITS = {"entropy": "bit", "distance": "token", "first": "share", "previous": "share", "itself": "share"}
 
 

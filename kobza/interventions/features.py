@@ -33,9 +33,9 @@ from kobza.measures.bits_per_byte import measure
 from kobza.models.forward import head
 from kobza.models.hooks import Hook, hooked
 from kobza.models.model import Model
+from kobza.models.passes import BITS
 from kobza.models.sites import GLOBAL, HEADS, Site
 
-BITS = 1 / math.log(2)
 HELD = 5  # one part in five of the tokens is kept from the training
 STRONG = 0.5  # of its largest strength: where a feature counts as strong
 

@@ -11,7 +11,6 @@ Din et al. (2023), arXiv:2303.09435 (maps by regression).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,9 +27,9 @@ from kobza.interventions.base import generator, positions, prompt_ids, record, s
 from kobza.interventions.planner import Run
 from kobza.models.fitting import fit
 from kobza.models.model import Model
+from kobza.models.passes import BITS
 from kobza.models.states import head
 
-BITS = 1 / math.log(2)
 BATCH = 16  # tokens per update: L x BATCH rows of logits are held at once
 JUDGED = 96  # tokens on which the lenses are compared
 RIDGE = 0.1  # of the mean square of a stream's coordinates: pulls the maps to the identity

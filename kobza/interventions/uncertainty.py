@@ -24,9 +24,9 @@ from kobza.core.table import Table
 from kobza.interventions.base import generator, prompt_ids, record
 from kobza.interventions.planner import Run
 from kobza.models.model import Model
+from kobza.models.passes import BITS
 from kobza.models.states import head
 
-BITS = 1 / math.log(2)
 COLUMNS = {"entropy": "bit", "varentropy": "bit^2", "curvature": "degree"}
 
 

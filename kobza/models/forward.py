@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kobza.models.gradients import OutputMoments, embedding_gradients, output_moments
 from kobza.models.model import Model
-from kobza.models.passes import CHUNK, OVERLAP, WINDOW, checked, fed_ids, logits, scored_states, windows
+from kobza.models.passes import BITS, CHUNK, OVERLAP, WINDOW, checked, fed_ids, logits, scored_states, windows
 from kobza.models.states import final_states, head, head_fits
 from kobza.models.stepping import Stepper, generate
 
@@ -33,8 +33,6 @@ __all__ = [
     "token_bits",
     "windows",
 ]
-
-BITS = 1 / math.log(2)  # nats to bits
 
 
 @torch.inference_mode()

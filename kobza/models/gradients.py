@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from kobza.models import passes
 from kobza.models.model import Model
+from kobza.models.passes import BITS
 from kobza.models.states import body, head
-
-BITS = 1 / math.log(2)
 
 
 @torch.inference_mode(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -14,6 +15,7 @@ from kobza.models.states import final_states, head_fits
 
 BATCH = 256  # positions fed at once, when windows are shorter; more gains no time on a CPU and costs memory
 WINDOW, OVERLAP, CHUNK = 1024, 256, 128
+BITS = 1 / math.log(2)  # nats to bits
 
 
 def windows(n_tokens: int, window: int, overlap: int) -> list[tuple[int, int, int]]:
