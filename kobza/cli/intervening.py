@@ -16,7 +16,6 @@ from kobza.core.errors import UnknownName
 from kobza.core.options import Option, check, word
 
 ROOM = "interventions"
-WORDS = {"explain": "explain-neuron", "transplant": "transplant-activation"}  # a name that is another command's word
 _AGAINST = Annotated[
     list[str] | None,
     typer.Option("--against", metavar="SPEC", help="Do the same to the model with this edit, and show the difference: "
@@ -28,7 +27,7 @@ _SAVE = Annotated[Path | None, typer.Option("--save", metavar="DIR", help="Write
 def register(app: typer.Typer) -> None:
     """Add one command per technique to the command line; nothing heavy is imported for it."""
     for name in techniques.names(ROOM):
-        command(app, WORDS.get(name, name), threads=True)(_command(name))
+        command(app, techniques.COMMANDS.get(name, name), threads=True)(_command(name))
 
 
 def _command(name: str) -> Callable[..., Any]:

@@ -34,6 +34,8 @@ SINGULAR = {
     "codecs": "codec", "decoding": "strategy", "edits": "edit", "embeddings": "view", "interventions": "intervention",
     "measures": "measure", "retrieval": "index", "training": "training",
 }  # fmt: skip
+# interventions are commands by their own name, but for these, whose name is another command's word
+COMMANDS = {"explain": "explain-neuron", "transplant": "transplant-activation"}
 # files of a room that are not techniques: shared ground, and what other techniques of the room stand on
 NOT_TECHNIQUES = {
     "base", "before_after", "container", "grid", "lockstep", "planner", "range_coder", "replacing", "shaping",

@@ -411,4 +411,7 @@ def command(model: Model, technique: str, options: Mapping[str, Any]) -> str:
     given = [(o.name, options[o.name]) for o in described if o.name in options and options[o.name] != o.default]
     words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given]
     changed = f" (after {', '.join(map(str, model.changes))})" if model.changes else ""
-    return " ".join(["kobza", technique, shlex.quote(model.origin.spec), *words]) + changed
+    return (
+        " ".join(["kobza", techniques.COMMANDS.get(technique, technique), shlex.quote(model.origin.spec), *words])
+        + changed
+    )

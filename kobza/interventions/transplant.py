@@ -76,7 +76,7 @@ def run(
     Cost: places x neutral texts x (1 + controls) cells of `patch`.
     """
     given = locals()
-    caption = command(model, "transplant", given).replace("transplant", "transplant-activation", 1)
+    caption = command(model, "transplant", given)
     targets = [Run(model, prompt_ids(model, one)) for one in several(into)]
     sources = [Run(model, prompt_ids(model, one)) for one in [prompt, *(several(controls) if controls else [])]]
     limits = {"how": how, "batch": batch, "memory": memory, "crosses": False}

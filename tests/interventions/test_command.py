@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from kobza.cli.intervening import WORDS
 from kobza.cli.main import main
 from kobza.core import techniques
 from kobza.core.result import Result
@@ -15,7 +14,7 @@ PROMPT = "the banks of it"
 
 @pytest.mark.parametrize("name", techniques.names("interventions"))
 def test_help_names_every_option_with_its_range(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([WORDS.get(name, name), "--help"]) == 0
+    assert main([techniques.COMMANDS.get(name, name), "--help"]) == 0
     shown = capsys.readouterr().out
     for option in techniques.described("interventions", name):
         assert f"--{option.name.replace('_', '-')}" in shown
