@@ -11,7 +11,6 @@ C loops sum and attend in float32, which is nearer to the float32 model than tra
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from kobza.core.errors import OutOfRange
-from kobza.models import native
+from kobza.models import attention, native
 from kobza.models.model import Model
-from kobza.models.stepping import Ids, check_rollback, checked, checked_layers, checked_rows
+from kobza.models.stepping import Ids, check_rollback, checked, checked_layers, checked_path, checked_rows, checked_tree
 
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 STATIC_ROPE = {"default", "linear", "yarn", "llama3", "proportional"}  # cosines that depend on the position alone
@@ -95,11 +94,21 @@ class BareStepper:
         model: a model for which `misfit` is "".
         batch: rows fed together, all of equal length.
         is_native: use the C loops where they are there.
+        nearest: keys of the highest scores that a head attends to; 0 attends to all [keys, 0 ..].
+
+    Attributes:
+        dropped: positions evicted; those stored are the other length - dropped, in order.
+        weight: after `watch`, (2, L, B, K, room): attention that stored positions got, and how often it was more than
+            the mean; the caller sets it back.
     """
 
-    def __init__(self, model: Model, batch: int = 1, *, is_native: bool = True) -> None:
+    def __init__(self, model: Model, batch: int = 1, *, is_native: bool = True, nearest: int = 0) -> None:
         if batch < 1:
             raise OutOfRange(f"batch {batch} is not a number of rows: give 1 or more.")
+        if nearest < 0:
+            raise OutOfRange(f"nearest is {nearest}; allowed is 0 (all keys) or more.")
+        self.nearest = nearest
+        self.weight: Tensor | None = None
         self.model = model
         self.batch = batch
         self.length = 0
@@ -117,7 +126,7 @@ class BareStepper:
         self._norm = norm.weight.float()
         self._table: Tensor = model.module.get_input_embeddings().weight
         self._out: Tensor = model.module.get_output_embeddings().weight
-        self.dropped = 0  # positions evicted; those stored are the other length - dropped, in order
+        self.dropped = 0
         self._held: list[Tensor] = []  # states behind the early layers of tokens read only so far
         self.keys = self.values = torch.empty(0)  # (L, B, K, S, E) each
         self._set_aside(ROOM)
@@ -131,6 +140,21 @@ class BareStepper:
             stored = self.keys.shape[3]
             keys[..., :stored, :], values[..., :stored, :] = self.keys, self.values
         self.keys, self.values = keys, values
+        self._sized(room)
+
+    def _sized(self, room: int) -> None:
+        self.table = np.arange(self.batch, dtype=np.int64)[:, None]  # a cache in one piece is one page a row
+        if self.weight is not None:
+            self.weight = nn.functional.pad(self.weight, (0, room - self.weight.shape[-1]))
+
+    def watch(self) -> None:
+        """Begin to add up, in `weight`, the attention that stored positions get."""
+        self.weight = torch.zeros(2, self.model.layers, self.batch, self._kv_heads, self._room)
+
+    @property
+    def _room(self) -> int:
+        """Positions that a row has room for."""
+        return self.table.shape[1] * self.keys.shape[3]
 
     def _rotations(self, positions: int) -> None:
         """Take cosines and sines (P, E) from the module's own rotation, so that every static scaling is honored."""
@@ -170,6 +194,23 @@ class BareStepper:
         states = self._through(self._embedded(fed), 0, self.model.layers, self.length)
         self.length += fed.shape[1]
         return self._read_out(states[:, -1:])[:, 0], self._normed(states, self._norm)
+
+    @torch.inference_mode()
+    def feed_vectors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Read vectors (B, T, D) in place of those of tokens; return what `feed_states` does."""
+        checked(self, torch.zeros(vectors.shape[:2], dtype=torch.long), 1)
+        states = vectors.float() if self._is_small(vectors) else vectors.to(self.model.dtype)
+        states = self._through(states.clone(), 0, self.model.layers, self.length)
+        self.length += vectors.shape[1]
+        return self._read_out(states[:, -1:])[:, 0], self._normed(states, self._norm)
+
+    @torch.inference_mode()
+    def feed_tree(self, ids: Sequence[int], parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read a tree of tokens; see `Steps.feed_tree`."""
+        fed = checked_tree(self, ids, parents)
+        states = self._through(self._embedded(fed), 0, self.model.layers, self.length, parents)
+        self.length += len(parents)
+        return self._read_out(states)[0], self._normed(states, self._norm)[0]
 
     @torch.inference_mode()
     def feed_scores(self, ids: Ids) -> tuple[Tensor, Tensor]:
@@ -222,28 +263,51 @@ class BareStepper:
             raise OutOfRange(f"cannot take back {n} tokens: {self.dropped} of {self.length} were dropped.")
         self.length -= n
 
-    def keep(self, places: Sequence[int]) -> None:
+    def prune(self, n: int, path: Sequence[int]) -> None:
+        """Of the last `n` tokens keep some; see `Steps.prune`."""
+        chosen = checked_path(self, n, path)
+        begin = self.length - self.dropped - n
+        if chosen != list(range(len(chosen))):
+            self._moved(begin, begin + torch.tensor(chosen))
+        self.rollback(n - len(chosen))
+
+    def _moved(self, begin: int, at: Tensor) -> None:
+        """Put the entries stored at some places in a row from `begin` on."""
+        for cached in (self.keys, self.values):
+            cached[..., begin : begin + len(at), :] = cached[..., at, :]
+
+    def keep(self, places: Sequence[int] | Tensor) -> None:
         """Drop all stored positions but these; those kept stay where they are in the text.
 
         Args:
-            places: rising indices into what is stored [index, 0 .. length - dropped - 1].
+            places: rising indices into what is stored [index, 0 .. length - dropped - 1]; or (L, B, K, n), for every
+                head of keys its own.
 
         Raises:
             OutOfRange: places that are not stored, or not rising.
         """
-        chosen = self.checked_places(places)
-        at = torch.tensor(chosen, dtype=torch.long)
+        at = self.checked_places(places)
+        count = at.shape[-1]
         for cached in (self.keys, self.values):
-            cached[..., : len(chosen), :] = cached[..., at, :]
-        self.dropped = self.length - len(chosen)
+            cached[..., :count, :] = cached.gather(3, at[..., None].expand(*at.shape, cached.shape[-1]))
+        self._weigh(at)
+        self.dropped = self.length - count
 
-    def checked_places(self, places: Sequence[int]) -> list[int]:
-        """Return the places of `keep` after checking them."""
+    def _weigh(self, at: Tensor) -> None:
+        """Move the weights of what is kept to their new places."""
+        if self.weight is not None:
+            kept = self.weight.gather(-1, at.expand(2, *at.shape))
+            self.weight = nn.functional.pad(kept, (0, self._room - at.shape[-1]))
+
+    def checked_places(self, places: Sequence[int] | Tensor) -> Tensor:
+        """Return the places of `keep` as (L, B, K, n) after checking them."""
         stored = self.length - self.dropped
-        chosen = list(places)
-        if any(a >= b for a, b in itertools.pairwise([-1, *chosen, stored])):
+        at = torch.as_tensor(places, dtype=torch.long)
+        shape = (self.model.layers, self.batch, self._kv_heads)
+        before, after = (torch.full((*at.shape[:-1], 1), end) for end in (-1, stored))
+        if at.shape[:-1] not in ((), shape) or bool((torch.cat([before, at, after], -1).diff(dim=-1) <= 0).any()):
             raise OutOfRange(f"places to keep must rise from 0 to {stored - 1} at most.")
-        return chosen
+        return at.expand(*shape, at.shape[-1])
 
     def fork(self) -> BareStepper:
         """Return a run that goes on from here by itself; the cache is copied."""
@@ -251,6 +315,7 @@ class BareStepper:
 
         twin = copy.copy(self)
         twin.keys, twin.values, twin._held = self.keys.clone(), self.values.clone(), list(self._held)
+        twin.weight = None if self.weight is None else self.weight.clone()
         return twin
 
     def select(self, rows: Sequence[int]) -> None:
@@ -259,6 +324,8 @@ class BareStepper:
         if chosen != list(range(self.batch)):
             at = torch.tensor(chosen)
             self.keys, self.values = self.keys[:, at], self.values[:, at]
+            self.table = np.arange(len(chosen), dtype=np.int64)[:, None]
+            self.weight = None if self.weight is None else self.weight[:, :, at]
         self.batch = len(chosen)
 
     def _embedded(self, ids: Tensor) -> Tensor:
@@ -268,41 +335,65 @@ class BareStepper:
     def _is_small(self, fed: Tensor) -> bool:
         return self.is_native and fed.shape[0] * fed.shape[1] <= NATIVE_TOKENS
 
-    def _through(self, states: Tensor, first: int, last: int, at: int) -> Tensor:
-        """Run blocks first .. last-1 over states (B, T, D) of tokens stored from `at` on."""
+    def _through(self, states: Tensor, first: int, last: int, at: int, parents: Sequence[int] | None = None) -> Tensor:
+        """Run blocks first .. last-1 over states (B, T, D) of tokens stored from `at` on, in a row or as a tree."""
         T = states.shape[1]
-        cos, sin = self._turned(at, T)
+        cos, sin = self._turned(at, T, parents)
         at -= self.dropped  # from the place in the text to the place in store
-        if at + T > self.keys.shape[3]:
-            self._set_aside(max(2 * self.keys.shape[3], at + T))
+        self._reserve(at, T)
+        visible = None if parents is None else attention.lineage(parents)
         if not self._is_small(states):
             states = states.to(self.model.dtype)
             for n in range(first, last):
-                states = self._plain(n, states, cos, sin, at)
+                states = self._plain(n, states, cos, sin, at, visible)
             return states
         states = states.float().contiguous()
-        native.kernels.blocks(
-            self._addresses, self._sizes(), states.numpy(), self.keys.numpy(), self.values.numpy(), cos.numpy(),
-            sin.numpy(), T, at, first, last, self._eps, self._scale,
-        )  # fmt: skip
+        self._loops(slice(None), states, cos, sin, at, first, last, visible)
         return states
 
-    def _turned(self, at: int, T: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines (T, E) of positions from `at` on."""
+    def _reserve(self, at: int, T: int) -> None:
+        """Make sure that there is room for `T` entries from `at` on."""
+        if at + T > self._room:
+            self._set_aside(max(2 * self._room, at + T))
+
+    def _loops(
+        self, blocks: slice, states: Tensor, cos: Tensor, sin: Tensor, at: int, first: int, last: int,
+        visible: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Let the C loops run blocks first .. last-1 of some over states (B, T, D), in place."""
+        weight = None if self.weight is None else self.weight[:, blocks].contiguous()
+        native.kernels.blocks(
+            self._addresses[blocks], self._sizes(), states.numpy(), self.keys[blocks].numpy(),
+            self.values[blocks].numpy(), cos.numpy(), sin.numpy(), self.table,
+            None if visible is None else visible.to(torch.uint8).numpy(), None if weight is None else weight.numpy(),
+            states.shape[1], at, first, last, self._eps, self._scale,
+        )  # fmt: skip
+        if self.weight is not None and weight is not None:
+            self.weight[:, blocks] = weight
+
+    def _turned(self, at: int, T: int, parents: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines (T, E) of positions from `at` on, or of the depths of a tree."""
         if at + T > len(self.cos):
             self._rotations(max(2 * len(self.cos), at + T))
-        return self.cos[at : at + T], self.sin[at : at + T]
+        if parents is None:
+            return self.cos[at : at + T], self.sin[at : at + T]
+        places = at + torch.tensor(attention.depths(parents))
+        return self.cos[places], self.sin[places]
 
     def _sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the numbers of the struct `Sizes` of step.c."""
         ffn = self._blocks[0].matrices["mlp.gate"].shape[0]
         is_half = self.model.dtype == torch.bfloat16
-        room = self.keys.shape[3]
+        stock, _, page = self.keys.shape[1:4]
+        heads = (self._heads, self._kv_heads, self._head_width)
+        pages = self.table.shape[1]
         return np.array(
-            [self.model.width, self._heads, self._kv_heads, self._head_width, ffn, room, self.batch, is_half], np.int64
+            [self.model.width, *heads, ffn, page, pages, stock, self.batch, is_half, self.nearest], np.int64
         )
 
-    def _plain(self, n: int, states: Tensor, cos: Tensor, sin: Tensor, at: int) -> Tensor:
+    def _plain(
+        self, n: int, states: Tensor, cos: Tensor, sin: Tensor, at: int, visible: Tensor | None = None
+    ) -> Tensor:
         """Run one block by torch: states (B, T, D) in the model's type."""
         w, b = self._blocks[n].matrices, self._blocks[n].biases
         vectors = self._blocks[n].vectors
@@ -310,7 +401,8 @@ class BareStepper:
         q, k, v = (self._split(linear(normed, w[m], _like(b[m], states))) for m in ("attn.q", "attn.k", "attn.v"))
         if vectors["attn.q_norm"] is not None:
             q, k = self._normed(q, vectors["attn.q_norm"]), self._normed(k, vectors["attn.k_norm"])
-        mixed = self._attended(n, _rotated(q, cos, sin), _rotated(k, cos, sin), v, at)
+        self._store(n, _rotated(k, cos, sin), v, at)
+        mixed = self._attended(n, _rotated(q, cos, sin), at, visible)
         states = states + linear(mixed.to(states.dtype), w["attn.o"], _like(b["attn.o"], states))
         normed = self._normed(states, vectors["norm2"])
         gated = nn.functional.silu(linear(normed, w["mlp.gate"])) * linear(normed, w["mlp.up"])
@@ -319,17 +411,31 @@ class BareStepper:
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self._head_width)).transpose(1, 2)  # (B, heads, T, E)
 
-    def _attended(self, n: int, q: Tensor, k: Tensor, v: Tensor, at: int) -> Tensor:
-        """Store keys and values (B, K, T, E) and return what the heads read (B, T, H E)."""
+    def _store(self, n: int, keys: Tensor, values: Tensor, at: int) -> None:
+        """Store keys and values (B, K, T, E) of a block from `at` on."""
+        T = keys.shape[2]
+        self.keys[n, :, :, at : at + T], self.values[n, :, :, at : at + T] = keys, values
+
+    def _stored(self, n: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values (B, K, end, E) of a block."""
+        return self.keys[n, :, :, :end], self.values[n, :, :, :end]
+
+    def _attended(self, n: int, q: Tensor, at: int, visible: Tensor | None) -> Tensor:
+        """Return what the heads of queries (B, H, T, E) read, (B, T, H E)."""
         T = q.shape[2]
-        self.keys[n, :, :, at : at + T], self.values[n, :, :, at : at + T] = k, v
-        group = self._heads // self._kv_heads
-        keys, values = (
-            x[n, :, :, : at + T].to(q.dtype).repeat_interleave(group, dim=1) for x in (self.keys, self.values)
-        )
-        is_first = at == 0 and T > 1
-        mask = None if is_first or T == 1 else torch.ones(T, at + T, dtype=torch.bool).tril(at)
-        mixed = scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=is_first, scale=self._scale)
+        keys, values = self._stored(n, at + T)
+        allowed = torch.ones(T, at + T, dtype=torch.bool).tril(at)
+        if self.nearest or self.weight is not None or visible is not None:
+            if visible is not None:
+                allowed[:, at:] = visible
+            weight = None if self.weight is None else self.weight[:, n]
+            mixed = attention.mixed(q, keys, values, allowed, scale=self._scale, nearest=self.nearest, weight=weight)
+        else:
+            group = self._heads // self._kv_heads
+            keys, values = (x.to(q.dtype).repeat_interleave(group, dim=1) for x in (keys, values))
+            is_first = at == 0 and T > 1
+            mask = None if is_first or T == 1 else allowed
+            mixed = scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=is_first, scale=self._scale)
         return mixed.transpose(1, 2).flatten(2)
 
     def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:

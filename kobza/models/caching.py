@@ -11,14 +11,14 @@ by the last queries of a prompt (Li et al. 2024, SnapKV, arXiv:2404.14469).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kobza.core.errors import BadValue
-from kobza.models import native
+from kobza.models import attention
 from kobza.models.bare import BareStepper
 from kobza.models.model import Model
 from kobza.models.stepping import checked_rows
@@ -77,10 +77,22 @@ class Packed:
         self.rest = self.read()[:, :, full * self.group : length].clone()
         self.codes, self.scales = self.codes[:, :, :full].clone(), self.scales[:, :, :, :full].clone()
 
-    def take(self, dim: int, at: Tensor) -> None:
-        """Keep rows (dim 0) or groups (dim 2) in this order."""
-        self.codes, self.scales = self.codes.index_select(dim, at), self.scales.index_select(dim + 1, at)
-        self.rest = self.rest.index_select(dim, at) if dim == 0 else self.rest
+    def rows(self, at: Tensor) -> None:
+        """Go on with these rows, in this order."""
+        self.codes, self.scales = self.codes.index_select(0, at), self.scales.index_select(1, at)
+        self.rest = self.rest.index_select(0, at)
+
+    def take(self, at: Tensor) -> None:
+        """Keep the vectors (B, K, n) of every head; where each has scales of its own."""
+        at = at[..., None, None]
+        self.codes = self.codes.gather(2, at.expand(*at.shape[:3], *self.codes.shape[3:]))
+        self.scales = self.scales.gather(3, at.expand(2, *at.shape[:3], *self.scales.shape[4:]))
+
+    def replace(self, begin: int, at: Tensor) -> None:
+        """Put the vectors at some places in a row from `begin` on, and forget what follows."""
+        chosen = self.read()[:, :, at]
+        self.cut(begin)
+        self.add(chosen)
 
     @property
     def nbytes(self) -> int:
@@ -136,47 +148,47 @@ class PackedStepper(BareStepper):
         """Make the buffers that all blocks share, (1, B, K, S, E), seen as one per block."""
         buffers = torch.empty(2, 1, self.batch, self._kv_heads, room, self._head_width)
         self.keys, self.values = (buffer.expand(self.model.layers, -1, -1, -1, -1) for buffer in buffers)
+        self._sized(room)
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is stored; the buffers that all blocks share come on top."""
-        return sum(side.nbytes for sides in self.store for side in sides)
+        return sum(side.nbytes for side in self._sides())
 
-    def _through(self, states: Tensor, first: int, last: int, at: int) -> Tensor:
+    def _sides(self) -> Iterator[Packed]:
+        return (side for sides in self.store for side in sides)
+
+    def _through(self, states: Tensor, first: int, last: int, at: int, parents: Sequence[int] | None = None) -> Tensor:
         """Run blocks first .. last-1, each over what was stored for it."""
         T = states.shape[1]
         begin = at - self.dropped
-        if begin + T > self.keys.shape[3]:
-            self._set_aside(max(2 * self.keys.shape[3], begin + T))
+        self._reserve(begin, T)
+        cos, sin = self._turned(at, T, parents)
+        visible = None if parents is None else attention.lineage(parents)
         for n in range(first, last):
             buffers = (self.keys[n], self.values[n])
             for buffer, side in zip(buffers, self.store[n], strict=True):
                 buffer[:, :, :begin] = side.read()
-            states = self._block(n, states, at)
+            if self._is_small(states):
+                states = states.float().contiguous()
+                self._loops(slice(n, n + 1), states, cos, sin, begin, 0, 1, visible)
+            else:
+                states = self._plain(n, states.to(self.model.dtype), cos, sin, begin, visible)
             for buffer, side in zip(buffers, self.store[n], strict=True):
                 side.add(buffer[:, :, begin : begin + T])
-        return states
-
-    def _block(self, n: int, states: Tensor, at: int) -> Tensor:
-        T = states.shape[1]
-        cos, sin = self._turned(at, T)
-        at -= self.dropped
-        if not self._is_small(states):
-            return self._plain(n, states.to(self.model.dtype), cos, sin, at)
-        states = states.float().contiguous()
-        native.kernels.blocks(
-            self._addresses[n : n + 1], self._sizes(), states.numpy(), self.keys[:1].numpy(), self.values[:1].numpy(),
-            cos.numpy(), sin.numpy(), T, at, 0, 1, self._eps, self._scale,
-        )  # fmt: skip
         return states
 
     def rollback(self, n: int) -> None:
         """Forget the last `n` tokens [count, 0 .. length, less what was dropped]."""
         super().rollback(n)
-        for side in (side for sides in self.store for side in sides) if n else ():
+        for side in self._sides() if n else ():
             side.cut(self.length - self.dropped)
 
-    def keep(self, places: Sequence[int]) -> None:
+    def _moved(self, begin: int, at: Tensor) -> None:
+        for side in self._sides():
+            side.replace(begin, at)
+
+    def keep(self, places: Sequence[int] | Tensor) -> None:
         """Drop all stored positions but these; see `BareStepper.keep`.
 
         Raises:
@@ -184,10 +196,12 @@ class PackedStepper(BareStepper):
         """
         if self.is_per_channel:
             raise BadValue("keys packed per channel cannot drop single positions.", "Pack them per token.")
-        chosen = self.checked_places(places)
-        self.dropped = self.length - len(chosen)
-        for side in (side for sides in self.store for side in sides):
-            side.take(2, torch.tensor(chosen, dtype=torch.long))
+        at = self.checked_places(places)
+        for n, sides in enumerate(self.store):
+            for side in sides:
+                side.take(at[n])
+        self._weigh(at)
+        self.dropped = self.length - at.shape[-1]
 
     def fork(self) -> PackedStepper:
         """Return a run that goes on from here by itself; the cache is copied."""
@@ -199,8 +213,8 @@ class PackedStepper(BareStepper):
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order."""
         chosen = checked_rows(self, rows)
-        for side in (side for sides in self.store for side in sides):
-            side.take(0, torch.tensor(chosen))
+        for side in self._sides():
+            side.rows(torch.tensor(chosen))
         self.batch = len(chosen)
         self._set_aside(self.keys.shape[3])
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kobza.core.errors import BadValue, InputRefused, MissingExtra, OutOfMemory, OutOfRange, Unavailable
 from kobza.models.model import Model
-from kobza.models.stepping import Ids, check_rollback, checked, checked_rows
+from kobza.models.stepping import Ids, check_rollback, checked, checked_path, checked_rows
 
 CONTEXT = 8192  # positions at most: the cache is set aside as a whole
 ROWS = 32  # rows at most; half of the sequences, so that rows can be copied before old ones go
@@ -139,6 +139,17 @@ class LlamaStepper:
     def feed_states(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """Refuse: llama.cpp gives no states of layers."""
         raise BadValue("llama.cpp gives no states of layers.", "Use the backend auto.")
+
+    def feed_tree(self, ids: Sequence[int], parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Refuse: tokens of one sequence follow each other here."""
+        raise BadValue("llama.cpp is not fed trees here.", "Use the backend auto.")
+
+    def prune(self, n: int, path: Sequence[int]) -> None:
+        """Refuse, for the same reason, any path but the first tokens."""
+        chosen = checked_path(self, n, path)
+        if chosen != list(range(len(chosen))):
+            raise BadValue("llama.cpp is not fed trees here.", "Use the backend auto.")
+        self.rollback(n - len(chosen))
 
     def rollback(self, n: int) -> None:
         """Forget the last `n` tokens [count, 0 .. length]."""

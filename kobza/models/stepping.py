@@ -8,6 +8,7 @@ llama          llama.cpp for a GGUF file (`llama.py`; the extra `llama`)
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from kobza.core.errors import BadValue, EmptyText, OutOfRange, UnknownName
-from kobza.models import rules
+from kobza.models import attention, rules
 from kobza.models.model import Model
 
 CROPPABLE = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -52,6 +53,20 @@ class Steps(Protocol):
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; a row may be named several times."""
+
+    def feed_tree(self, ids: Sequence[int], parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read T tokens of a tree, each seeing the text and those it follows; a run of one row.
+
+        Args:
+            ids: (T,) tokens.
+            parents: (T,) index of the token each follows, smaller than its own; -1 is the text so far.
+
+        Returns:
+            Float32 logits (T, V) and the states behind the final norm (T, D). `prune` must be called next.
+        """
+
+    def prune(self, n: int, path: Sequence[int]) -> None:
+        """Of the last `n` tokens keep those at rising places `path` [index, 0 .. n - 1], as one row of text."""
 
     def feed_layers(self, ids: Ids, layers: Sequence[int]) -> dict[int, Tensor]:
         """Read more tokens; return {layers run: logits (B, V) of norm and head behind so many}, the last included."""
@@ -137,6 +152,29 @@ def checked_rows(run: Steps, rows: Sequence[int]) -> list[int]:
     return list(rows)
 
 
+def checked_tree(run: Steps, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+    """Return the ids of a tree (1, T) after checking it.
+
+    Raises:
+        OutOfRange: several rows, unequal lengths, or a token that follows a later one.
+    """
+    if run.batch != 1 or len(ids) != len(parents) or not all(-1 <= p < n for n, p in enumerate(parents)):
+        raise OutOfRange(
+            f"a tree of {len(ids)} tokens and parents {list(parents)} in {run.batch} rows: one row, a parent each, "
+            "earlier than its child."
+        )
+    return checked(run, [list(ids)], 1)
+
+
+def checked_path(run: Steps, n: int, path: Sequence[int]) -> list[int]:
+    """Return the places to keep of the last n tokens after checking them."""
+    check_rollback(run, n)
+    places = [-1, *path, n]
+    if any(a >= b for a, b in itertools.pairwise(places)):
+        raise OutOfRange(f"places {list(path)} of the last {n} tokens: they must rise from 0 to {n - 1} at most.")
+    return places[1:-1]
+
+
 class Stepper:
     """The run of any transformers module; see `Steps`.
 
@@ -197,6 +235,41 @@ class Stepper:
         )
         self.length += fed.shape[1]
         return out.logits[:, -1].float(), out.hidden_states[-1]
+
+    @torch.inference_mode()
+    def feed_tree(self, ids: Sequence[int], parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read a tree of tokens; see `Steps.feed_tree`.
+
+        Raises:
+            BadValue: a family whose layers do not all attend to the whole text.
+        """
+        fed = checked_tree(self, ids, parents).to(self.model.device)
+        T, S = len(parents), self.length + len(parents)
+        if set(getattr(self.model.config, "layer_types", None) or ()) - {"full_attention"}:
+            raise BadValue(f"'{self.model.name}' has layers that see a part of the text only: no trees.")
+        visible = torch.ones(1, 1, T, S, dtype=torch.bool, device=fed.device)
+        visible[..., self.length :] = attention.lineage(parents)
+        mask = torch.zeros_like(visible, dtype=self.model.dtype)
+        mask = mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+        out = self.model.module(
+            input_ids=fed, past_key_values=self._cache, use_cache=True, attention_mask=mask,
+            position_ids=(self.length + torch.tensor([attention.depths(parents)], device=fed.device)),
+            output_hidden_states=True,
+        )  # fmt: skip
+        self.length = S
+        return out.logits[0].float(), out.hidden_states[-1][0]
+
+    def prune(self, n: int, path: Sequence[int]) -> None:
+        """Of the last `n` tokens keep some; see `Steps.prune`."""
+        chosen = checked_path(self, n, path)
+        if chosen != list(range(len(chosen))):
+            begin = self.length - n
+            at = torch.tensor([*range(begin), *(begin + place for place in chosen)])
+            for layer in self._cache.layers:
+                layer.keys, layer.values = (x.index_select(-2, at.to(x.device)) for x in (layer.keys, layer.values))
+            self.length = len(at)
+        else:
+            self.rollback(n - len(chosen))
 
     def rollback(self, n: int) -> None:
         """Forget the last `n` tokens [count, 0 .. length]."""

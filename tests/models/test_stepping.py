@@ -259,8 +259,8 @@ def test_buffers_that_contradict_each_other_are_refused_by_the_loops() -> None:
         bare.native.kernels.times(0, False, np.zeros(5, np.float32), np.zeros(8, np.float32), 2)
     empty = np.zeros(0, np.float32)
     with pytest.raises(ValueError, match="do not fit"):
-        bare.native.kernels.blocks(np.zeros(15, np.int64), np.ones(8, np.int64), empty, empty, empty, empty, empty,
-                                   1, 0, 0, 1, 1e-5, 1.0)  # fmt: skip
+        bare.native.kernels.blocks(np.zeros(15, np.int64), np.ones(11, np.int64), empty, empty, empty, empty, empty,
+                                   np.zeros(1, np.int64), None, None, 1, 0, 0, 1, 1e-5, 1.0)  # fmt: skip
 
 
 @pytest.mark.real

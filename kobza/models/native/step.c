@@ -22,10 +22,22 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* sizes, in the order in which bare.py writes them */
+/* sizes, in the order in which bare.py writes them. Keys and values lie in pages (layers, stock, kv_heads, page,
+ * head_width); a table (batch, pages) tells which page of the stock holds positions page n .. page (n + 1) - 1 of a row. A
+ * cache in one piece is one page a row. `nearest`: keys that a head attends to, 0 for all. */
 typedef struct {
-    int64_t width, heads, kv_heads, head_width, ffn, room, batch, is_half;
+    int64_t width, heads, kv_heads, head_width, ffn, page, pages, stock, batch, is_half, nearest;
 } Sizes;
+
+/* what attention heeds besides: the table; which of the tokens fed together each may see (fed, fed), NULL for those
+ * before it; where shares of attention and counts of more than the mean share are added up, (2, layers, batch,
+ * kv_heads, pages page), or NULL */
+typedef struct {
+    const int64_t *table;
+    const uint8_t *visible;
+    float *weight;
+    int64_t apart; /* from a share to its count */
+} Care;
 
 /* addresses of one block, in the order in which bare.py writes them; 0 where the family has no such weight */
 typedef struct {
@@ -128,25 +140,76 @@ static void rotate(float *x, int64_t heads, int64_t width, const float *cos, con
         }
 }
 
-/* one head of one token: out = softmax(q . keys * scale) times values, over `seen` positions */
-FOR_EVERY_PROCESSOR
-static void attend(const float *q, const float *keys, const float *values, float *out, float *shares, int64_t seen,
-                   int64_t width, float scale)
+/* move the `count` largest of n numbers to the front (quickselect); return the least of them */
+static float largest_of(float *x, int64_t n, int64_t count)
 {
-    float largest = -INFINITY, total = 0;
-    for (int64_t j = 0; j < seen; j++) {
-        dot_float(keys + j * width, q, shares + j, width, 1, 1);
-        shares[j] *= scale;
-        largest = shares[j] > largest ? shares[j] : largest;
+    int64_t low = 0, high = n - 1;
+    while (low < high) {
+        const float pivot = x[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (x[i] > pivot)
+                i++;
+            while (x[j] < pivot)
+                j--;
+            if (i <= j) {
+                const float other = x[i];
+                x[i++] = x[j];
+                x[j--] = other;
+            }
+        }
+        if (count - 1 <= j)
+            high = j;
+        else if (count - 1 >= i)
+            low = i;
+        else
+            break;
+    }
+    return x[count - 1];
+}
+
+/* one head of one token: out = softmax(q . keys * scale) times values, over `seen` positions in pages; `shares` has room
+ * for 2 seen numbers, `visible` is for the last of the positions from `at` on */
+FOR_EVERY_PROCESSOR
+static void attend(const Sizes *s, const float *q, const float *keys, const float *values, float *out, float *shares,
+                   const int64_t *table, int64_t group, const uint8_t *visible, int64_t at, int64_t seen, float *weight,
+                   int64_t apart, float scale)
+{
+    const int64_t E = s->head_width, P = s->page;
+    float largest = -INFINITY, least = -INFINITY, total = 0;
+    for (int64_t first = 0; first < seen; first += P) {
+        const float *page = keys + (table[first / P] * s->kv_heads + group) * P * E;
+        for (int64_t j = first; j < seen && j < first + P; j++) {
+            dot_float(page + (j - first) * E, q, shares + j, E, 1, 1);
+            shares[j] *= scale;
+        }
+    }
+    for (int64_t j = at; visible && j < seen; j++)
+        if (!visible[j - at])
+            shares[j] = -INFINITY;
+    if (s->nearest && s->nearest < seen) {
+        memcpy(shares + seen, shares, (size_t)seen * 4);
+        least = largest_of(shares + seen, seen, s->nearest);
     }
     for (int64_t j = 0; j < seen; j++)
-        total += shares[j] = expf(shares[j] - largest);
-    for (int64_t c = 0; c < width; c++)
+        largest = shares[j] > largest ? shares[j] : largest;
+    for (int64_t j = 0; j < seen; j++)
+        total += shares[j] = shares[j] < least ? 0 : expf(shares[j] - largest);
+    for (int64_t c = 0; c < E; c++)
         out[c] = 0;
-    for (int64_t j = 0; j < seen; j++) {
-        const float share = shares[j] / total;
-        for (int64_t c = 0; c < width; c++)
-            out[c] += share * values[j * width + c];
+    for (int64_t first = 0; first < seen; first += P) {
+        const float *page = values + (table[first / P] * s->kv_heads + group) * P * E;
+        for (int64_t j = first; j < seen && j < first + P; j++) {
+            const float share = shares[j] / total;
+            if (share == 0)
+                continue;
+            for (int64_t c = 0; c < E; c++)
+                out[c] += share * page[(j - first) * E + c];
+        }
+    }
+    for (int64_t j = 0; weight && j < seen; j++) {
+        weight[j] += shares[j] / total;
+        weight[apart + j] += shares[j] / total * (float)seen > 1;
     }
 }
 
@@ -155,8 +218,9 @@ typedef struct {
 } Room;
 
 /* one block for tokens x (batch, fed, width), the first of which is stored at `at` */
-static void block(const Block *w, const Sizes *s, const Room *r, float *x, float *keys, float *values,
-                  const float *cos, const float *sin, int64_t fed, int64_t at, float eps, float scale)
+static void block(const Block *w, const Sizes *s, const Room *r, const Care *care, float *x, float *keys,
+                  float *values, float *weight, const float *cos, const float *sin, int64_t fed, int64_t at, float eps,
+                  float scale)
 {
     const int64_t n = s->batch * fed, E = s->head_width, HE = s->heads * E, KE = s->kv_heads * E;
     const int is_half = (int)s->is_half;
@@ -172,18 +236,20 @@ static void block(const Block *w, const Sizes *s, const Room *r, float *x, float
         const int64_t row = i / fed, t = i % fed;
         rotate(r->q + i * HE, s->heads, E, cos + t * E, sin + t * E);
         rotate(r->k + i * KE, s->kv_heads, E, cos + t * E, sin + t * E);
+        const int64_t page = care->table[row * s->pages + (at + t) / s->page];
         for (int64_t g = 0; g < s->kv_heads; g++) {
-            const int64_t place = ((row * s->kv_heads + g) * s->room + at + t) * E;
+            const int64_t place = ((page * s->kv_heads + g) * s->page + (at + t) % s->page) * E;
             memcpy(keys + place, r->k + i * KE + g * E, (size_t)E * 4);
             memcpy(values + place, r->v + i * KE + g * E, (size_t)E * 4);
         }
     }
     for (int64_t i = 0; i < n; i++)
         for (int64_t h = 0; h < s->heads; h++) {
-            const int64_t group = h / (s->heads / s->kv_heads), row = i / fed;
-            const int64_t begin = (row * s->kv_heads + group) * s->room * E;
-            attend(r->q + i * HE + h * E, keys + begin, values + begin, r->mixed + i * HE + h * E, r->shares,
-                   at + i % fed + 1, E, scale);
+            const int64_t group = h / (s->heads / s->kv_heads), row = i / fed, t = i % fed;
+            float *watched = weight ? weight + (row * s->kv_heads + group) * s->pages * s->page : NULL;
+            attend(s, r->q + i * HE + h * E, keys, values, r->mixed + i * HE + h * E, r->shares,
+                   care->table + row * s->pages, group, care->visible ? care->visible + t * fed : NULL, at, at + t + 1,
+                   watched, care->apart, scale);
         }
     product(w->o, w->o_bias, r->mixed, r->state, n, HE, s->width, is_half);
     for (int64_t c = 0; c < n * s->width; c++)
@@ -198,12 +264,13 @@ static void block(const Block *w, const Sizes *s, const Room *r, float *x, float
         x[c] += r->state[c];
 }
 
-static int run(const Block *w, const Sizes *s, float *x, float *keys, float *values, const float *cos,
-               const float *sin, int64_t fed, int64_t at, int64_t first, int64_t last, float eps, float scale)
+static int run(const Block *w, const Sizes *s, const Care *care, float *x, float *keys, float *values,
+               const float *cos, const float *sin, int64_t fed, int64_t at, int64_t first, int64_t last, float eps,
+               float scale)
 {
     const int64_t n = s->batch * fed, HE = s->heads * s->head_width, KE = s->kv_heads * s->head_width;
-    const int64_t cached = s->batch * KE * s->room;
-    float *all = malloc((size_t)(n * (s->width + 2 * HE + 2 * KE + 2 * s->ffn) + at + fed) * 4);
+    const int64_t cached = s->stock * KE * s->page, watched = s->batch * s->kv_heads * s->pages * s->page;
+    float *all = malloc((size_t)(n * (s->width + 2 * HE + 2 * KE + 2 * s->ffn) + 2 * (at + fed)) * 4);
     if (!all)
         return -1;
     Room r;
@@ -216,38 +283,55 @@ static int run(const Block *w, const Sizes *s, float *x, float *keys, float *val
     r.up = r.gate + n * s->ffn;
     r.shares = r.up + n * s->ffn;
     for (int64_t layer = first; layer < last; layer++)
-        block(w + layer, s, &r, x, keys + layer * cached, values + layer * cached, cos, sin, fed, at, eps, scale);
+        block(w + layer, s, &r, care, x, keys + layer * cached, values + layer * cached,
+              care->weight ? care->weight + layer * watched : NULL, cos, sin, fed, at, eps, scale);
     free(all);
     return 0;
 }
 
-/* blocks(addresses, sizes, x, keys, values, cos, sin, fed, at, first, last, eps, scale) */
+/* whether all pages that positions 0 .. end - 1 lie in are there */
+static int is_sound(const Sizes *s, const int64_t *table, int64_t end)
+{
+    if (end > s->pages * s->page)
+        return 0;
+    for (int64_t row = 0; row < s->batch; row++)
+        for (int64_t n = 0; n * s->page < end; n++)
+            if (table[row * s->pages + n] < 0 || table[row * s->pages + n] >= s->stock)
+                return 0;
+    return 1;
+}
+
+/* blocks(addresses, sizes, x, keys, values, cos, sin, table, visible, weight, fed, at, first, last, eps, scale) */
 static PyObject *py_blocks(PyObject *self, PyObject *args)
 {
-    Py_buffer w, sizes, x, keys, values, cos, sin;
+    Py_buffer w, sizes, x, keys, values, cos, sin, table, visible, weight;
     long long fed, at, first, last;
     double eps, scale;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*w*w*w*y*y*LLLLdd", &w, &sizes, &x, &keys, &values, &cos, &sin, &fed, &at, &first,
-                          &last, &eps, &scale))
+    if (!PyArg_ParseTuple(args, "y*y*w*w*w*y*y*y*z*z*LLLLdd", &w, &sizes, &x, &keys, &values, &cos, &sin, &table,
+                          &visible, &weight, &fed, &at, &first, &last, &eps, &scale))
         return NULL;
     int state = -2;
     Sizes s;
     if (sizes.len == sizeof s) {
         memcpy(&s, sizes.buf, sizeof s);
         const int64_t layers = w.len / (int64_t)sizeof(Block), row = s.head_width * 4;
-        const int64_t cached = layers * s.batch * s.kv_heads * s.room * row;
-        if (fed > 0 && at >= 0 && at + fed <= s.room && 0 <= first && first <= last && last <= layers &&
+        const int64_t cached = layers * s.stock * s.kv_heads * s.page * row;
+        const int64_t watched = layers * s.batch * s.kv_heads * s.pages * s.page;
+        const Care care = {table.buf, visible.buf, weight.buf, watched};
+        if (fed > 0 && at >= 0 && s.page > 0 && s.nearest >= 0 && 0 <= first && first <= last && last <= layers &&
             x.len == s.batch * fed * s.width * 4 && keys.len == cached && values.len == cached &&
-            cos.len == fed * row && sin.len == fed * row && s.kv_heads > 0 && s.heads % s.kv_heads == 0) {
+            cos.len == fed * row && sin.len == fed * row && s.kv_heads > 0 && s.heads % s.kv_heads == 0 &&
+            table.len == s.batch * s.pages * 8 && is_sound(&s, table.buf, at + fed) &&
+            (!visible.buf || visible.len == fed * fed) && (!weight.buf || weight.len == 2 * watched * 4)) {
             Py_BEGIN_ALLOW_THREADS
-            state = run(w.buf, &s, x.buf, keys.buf, values.buf, cos.buf, sin.buf, fed, at, first, last, (float)eps,
-                        (float)scale);
+            state = run(w.buf, &s, &care, x.buf, keys.buf, values.buf, cos.buf, sin.buf, fed, at, first, last,
+                        (float)eps, (float)scale);
             Py_END_ALLOW_THREADS
         }
     }
-    Py_buffer *held[] = {&w, &sizes, &x, &keys, &values, &cos, &sin};
-    for (int i = 0; i < 7; i++)
+    Py_buffer *held[] = {&w, &sizes, &x, &keys, &values, &cos, &sin, &table, &visible, &weight};
+    for (int i = 0; i < 10; i++)
         PyBuffer_Release(held[i]);
     if (state == -1)
         return PyErr_NoMemory();
