@@ -142,13 +142,24 @@ class Watch:
 
     def worth(self, match: int, most: int, price: float = PRICE) -> int:
         """Return how many tokens to propose from a match: where tokens gained per pass paid are most; 0 for none."""
-        best, length, chance, gained = 1.0, 0, 1.0, 1.0
+        return self.beside(match, most, price, 1.0, 1.0)[0]
+
+    def beside(self, match: int, most: int, price: float, gained: float, cost: float) -> tuple[int, float, float]:
+        """Return how many tokens to propose beside others, and tokens gained and passes paid with them.
+
+        Args:
+            match: length of the match they come from.
+            most: tokens at most.
+            price: of a token in a pass.
+            gained, cost: expected without them, 1 and 1 where nothing else is proposed.
+        """
+        best, chance, tokens = (0, gained, cost), 1.0, gained
         for n in range(1, most + 1):
             chance *= self.rate(match + n - 1)
-            gained += chance
-            if gained / (1 + price * n) > best:
-                best, length = gained / (1 + price * n), n
-        return length
+            tokens += chance
+            if tokens / (cost + price * n) > best[1] / best[2]:
+                best = n, tokens, cost + price * n
+        return best
 
     def expect(self, match: int, token: int | None) -> None:
         """Remember what would come next by the match, proposed or not; None: nothing matched."""

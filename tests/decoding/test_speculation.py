@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kobza.decoding import greedy
 from kobza.decoding.base import Session, speak
+from kobza.decoding.hydra import Heads
 from kobza.decoding.shaping import Shape
 from kobza.decoding.speculation import LONGEST, Plain, Watch, judge, speculate
 from kobza.models.stepping import using
@@ -90,15 +91,16 @@ def exact(model: Any, ids: list[int]) -> dict[tuple[int, ...], float]:
     return found
 
 
-@pytest.mark.parametrize("name", ["lookup", "ngram", "assisted", "early_exit"])
-def test_drawn_text_has_the_exact_distribution_of_an_enumerable_model(name: str) -> None:
+@pytest.mark.parametrize("name", ["lookup", "ngram", "assisted", "early_exit", "tree", "hydra"])
+def test_drawn_text_has_the_exact_distribution_of_an_enumerable_model(name: str, tmp_path: Any) -> None:
     from kobza.core import techniques
 
+    model = sharpened()
+    heads = str(Heads.fit(model, "topics[:1000]", tokens=200, steps=5).save(tmp_path / "heads.safetensors"))
     options: dict[str, dict[str, Any]] = {
         "lookup": {"price": 0.0}, "ngram": {"price": 0.0}, "assisted": {"assistant": "tiny:llama?layers=1&seed=0"},
-        "early_exit": {"layer": 1},
+        "early_exit": {"layer": 1}, "tree": {"price": 0.0}, "hydra": {"price": 0.0, "heads": heads},
     }  # fmt: skip
-    model = sharpened()
     with torch.inference_mode():
         table = exact(model, model.tokenizer.encode("ab", start=True))
     common = {pair: p for pair, p in table.items() if p > 0.01}
