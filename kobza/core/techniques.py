@@ -38,8 +38,8 @@ SINGULAR = {
 COMMANDS = {"explain": "explain-neuron", "transplant": "transplant-activation"}
 # files of a room that are not techniques: shared ground, and what other techniques of the room stand on
 NOT_TECHNIQUES = {
-    "base", "before_after", "branching", "container", "grid", "lockstep", "planner", "range_coder", "replacing", "shaping",
-    "speculation",
+    "base", "before_after", "branching", "container", "grid", "lockstep", "planner", "range_coder", "replacing",
+    "shaping", "speculation",
 }  # fmt: skip
 _HOUSE = Path(__file__).resolve().parents[1]
 

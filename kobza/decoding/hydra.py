@@ -1,8 +1,8 @@
-"""Draft heads on the model's own state: a small network guesses the next state, and from it the next tokens, as a tree.
+"""Draft heads on the model's own state: a small network guesses the next states, and from them a tree of tokens.
 
-The state behind the final norm already knows the text; the head h(f, e) = f + W2 silu(W1 [f, e]) moves it on by one token
-with vector e, again and again, and reads it out over the `kept` most frequent tokens only. It is fitted here, to the
-model's own distributions, by `Heads.fit`; `examples/draft_heads.py` makes a file of one.
+The state behind the final norm already knows the text; the head h(f, e) = f + W2 silu(W1 [f, e]) moves it on by a
+token of vector e, again and again, and reads it out over the `kept` most frequent tokens only. It is fitted here, to
+the model's own distributions, by `Heads.fit`; `examples/draft_heads.py` makes a file of one.
 
 Source: Ankner et al. (2024), Hydra, arXiv:2402.05109 (heads that hear the tokens before); Li et al. (2024), EAGLE-2,
 arXiv:2406.16858 (the likeliest paths first); Zhao et al. (2025), FR-Spec, arXiv:2502.14856 (frequent tokens only).
@@ -122,8 +122,8 @@ class Heads:
 
     @classmethod
     def fit(
-        cls, model: Model, text: str | Sequence[Sequence[int]], *, tokens: int = 40_000, kept: int = 4096, inner: int = 1152,
-        ahead: int = 3, steps: int = 300, batch: int = 384, rate: float = 1e-3, seed: int = 0,
+        cls, model: Model, text: str | Sequence[Sequence[int]], *, tokens: int = 40_000, kept: int = 4096,
+        inner: int = 1152, ahead: int = 3, steps: int = 300, batch: int = 384, rate: float = 1e-3, seed: int = 0,
     ) -> Heads:  # fmt: skip
         """Fit heads to a model's own distributions over a text.
 
