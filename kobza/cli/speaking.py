@@ -1,9 +1,10 @@
-"""The commands that let a model speak: say, serve."""
+"""The commands that let a model speak: say, serve; and evaluate, which asks it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,10 +12,11 @@ import typer
 from kobza.cli import show, spec
 from kobza.cli.frame import command
 from kobza.cli.looking import opened_model
-from kobza.core.errors import BadValue
+from kobza.core.errors import BadValue, NothingMatched
 
 if TYPE_CHECKING:
     from kobza.core.options import Step
+    from kobza.core.result import Result
     from kobza.models.model import Model
 
 STRATEGY = "sample:temperature=0.7,top_p=0.9"
@@ -24,9 +26,19 @@ Backend = Annotated[
 ]
 
 
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:STRENGTH]",
+        help="Add a direction that `kobza steer --keep FILE` wrote, so many times (1 unless said). May be repeated.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to the command line."""
     command(app, "say", output=False, threads=True)(say)
+    command(app, "evaluate", threads=True)(evaluate)
     command(app, "serve", output=False, threads=True)(serve)
 
 
@@ -47,6 +59,7 @@ def say(
         ),
     ] = STRATEGY,
     edit: spec.Edits = None,
+    steer: Steer = None,
     seed: spec.Seed = "0",
     dtype: spec.Dtype = "",
     backend: Backend = "auto",
@@ -62,22 +75,24 @@ def say(
         kobza say smollm2 "Why is the sky blue?"
         kobza say smollm2 "Once upon a time" --plain --strategy greedy -n 50
         kobza say smollm2 "Why is the sky blue?" --edit lowrank:rank=386
+        kobza say smollm2 "My day was" --plain --steer joy.safetensors:2
 
         echo "Name three rivers." | kobza say smollm2 --json
     """
     from kobza.models.stepping import using
 
     wanted = _strategy(strategy, tokens, seed)
-    with using(backend):
-        if prompt is None and sys.stdin.isatty() and not is_json:
-            _chat(opened_model(model, dtype, edits=edit), wanted, system, plain)
+    is_chat = prompt is None and sys.stdin.isatty() and not is_json
+    words = "" if is_chat else _piped() if prompt is None else prompt
+    opened = opened_model(model, dtype, edits=edit)
+    with using(backend), _steered(opened, steer, backend):
+        if is_chat:
+            _chat(opened, wanted, system, plain)
             return
-        words = prompt if prompt is not None else _piped()
-        opened = opened_model(model, dtype, edits=edit)
         begun = _prompt(opened, [], words, system, plain)
         said = _generation(opened, begun, wanted)
         if is_json:
-            show.write(_document(opened, begun, said, wanted) + "\n")
+            show.write(_document(opened, begun, said, wanted, steer or []) + "\n")
         else:
             stream(said)
 
@@ -90,6 +105,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
     at_once: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Answers made together; others wait.")] = 4,
     edit: spec.Edits = None,
+    steer: Steer = None,
     dtype: spec.Dtype = "",
     backend: Backend = "auto",
 ) -> None:
@@ -107,8 +123,8 @@ def serve(
     from kobza.cli.server import Server
     from kobza.models.stepping import using
 
-    with using(backend):
-        opened = opened_model(model, dtype, edits=edit)
+    opened = opened_model(model, dtype, edits=edit)
+    with using(backend), _steered(opened, steer, backend):
         try:
             server = Server(opened, host, port, at_once=at_once, backend=backend)
         except OSError as error:
@@ -116,6 +132,70 @@ def serve(
         sys.stderr.write(f"{opened.name} answers at {server.url} (Ctrl-C ends it)\n")
         with server:
             server.serve_forever()
+
+
+def evaluate(
+    model: spec.ModelName,
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks of lm-evaluation-harness.")],
+    shots: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Solved examples before each question; else the task's own.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Documents of each task; 0 takes all.")] = 0,
+    include: Annotated[str, typer.Option(metavar="DIR", help="A folder with further tasks in YAML.")] = "",
+    chat: Annotated[bool, typer.Option("--chat", help="Put questions into the chat template.")] = False,
+    edit: spec.Edits = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Chooses the solved examples.")] = 0,
+    dtype: spec.Dtype = "",
+    backend: Backend = "auto",
+) -> Result:
+    """Evaluate a model, as it is or edited, on tasks of lm-evaluation-harness. Needs the extra `evaluate`; the tasks'
+    data come from the hub.
+
+    Examples:
+
+        kobza evaluate smollm2 arc_easy piqa --limit 200
+        kobza evaluate smollm2 arc_easy --edit lowrank:rank=386
+    """
+    from kobza.cli import harness
+    from kobza.models.stepping import using
+
+    opened = opened_model(model, dtype, edits=edit)
+    with using(backend):
+        return harness.evaluate(opened, tasks, shots=shots, limit=limit, include=include, chat=chat, seed=seed)
+
+
+@contextmanager
+def _steered(model: Model, steer: list[str] | None, backend: str) -> Iterator[None]:
+    """Add the named directions to the stream while the block runs.
+
+    Raises:
+        BadValue: a strength that is no number, a direction of another width, or a backend that knows no hooks.
+        OutOfRange: a layer that the model does not have.
+    """
+    if not steer:
+        yield
+        return
+    from kobza.interventions.steer import Vector
+    from kobza.models.hooks import hooked
+
+    if backend not in ("auto", "transformers"):
+        raise BadValue(f"the backend {backend!r} cannot be steered.", "Leave --backend out.")
+    hooks = []
+    for word in steer:
+        name, _, last = word.rpartition(":")
+        try:
+            strength = float(last) if name else 1.0
+        except ValueError:
+            raise BadValue(f"the strength {last!r} is not a number.", "Write --steer FILE:2") from None
+        vector = Vector.load(name or word)
+        if vector.values.shape != (model.width,):
+            raise BadValue(f"{word}: a direction of width {len(vector.values)}; '{model.name}' has {model.width}.")
+        hooks += vector.hooks(strength)
+    try:
+        with hooked(model, hooks):
+            yield
+    except NothingMatched:  # nothing was said in the chat, or nothing asked of the server
+        return
 
 
 def stream(pieces: Iterable[str]) -> str:
@@ -181,7 +261,7 @@ def _generation(model: Model, prompt: Any, wanted: Step) -> Any:
     return verb(model, prompt, **check(verb, wanted.options, what=f"strategy {wanted.name!r}"))
 
 
-def _document(model: Model, prompt: Any, said: Any, wanted: Step) -> str:
+def _document(model: Model, prompt: Any, said: Any, wanted: Step, steer: list[str]) -> str:
     import json
 
     from kobza.core.options import spell
@@ -190,6 +270,7 @@ def _document(model: Model, prompt: Any, said: Any, wanted: Step) -> str:
         "schema": "kobza.generation/1",
         "model": model.name,
         "changes": [str(change) for change in model.changes],
+        "steer": steer,
         "strategy": spell(wanted),
         "prompt": prompt,
         "text": said.text,

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kobza.core.errors import BadValue, OutOfRange
+from kobza.core.errors import BadValue, Corrupt, MissingFile, OutOfRange
 from kobza.core.figure import Figure
 from kobza.core.files import write_atomic
 from kobza.core.progress import task
@@ -71,9 +71,18 @@ class Vector:
 
     @classmethod
     def load(cls, path: str | Path) -> Vector:
-        """Read what `save` wrote."""
-        with safe_open(str(path), "pt") as file:
-            return cls(values=file.get_tensor("vector"), **json.loads(file.metadata()["kobza.vector"]))
+        """Read what `save` wrote.
+
+        Raises:
+            MissingFile: no such file. Corrupt: it is no direction.
+        """
+        if not Path(path).is_file():
+            raise MissingFile(f"{path}: no such file.", "`kobza steer MODEL --keep FILE` writes one.")
+        try:
+            with safe_open(str(path), "pt") as file:
+                return cls(values=file.get_tensor("vector"), **json.loads(file.metadata()["kobza.vector"]))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"{path} is not a direction that was kept ({error}).") from None
 
 
 def direction(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kobza.core.errors import EmptyText
+from kobza.core.errors import EmptyText, OutOfRange
 from kobza.models.model import Model
 
-Prompt = str | bytes | Sequence[Mapping[str, Any]]  # a text, or messages {"role", "content"}
+Prompt = str | bytes | Sequence[Mapping[str, Any]] | Sequence[int]  # a text, messages {"role", "content"}, or tokens
 
 
 def prompt_ids(model: Model, prompt: Prompt, *, chat: bool = False) -> list[int]:
@@ -18,16 +18,22 @@ def prompt_ids(model: Model, prompt: Prompt, *, chat: bool = False) -> list[int]
 
     Args:
         model: the model that is to read it.
-        prompt: a text, or messages for its chat template.
+        prompt: a text, messages for its chat template, or tokens, which are taken as they are.
         chat: put a text into the chat template as the user's message.
 
     Raises:
         EmptyText: an empty prompt, and the vocabulary has no start token.
         BadValue: a chat, and the model has no chat template.
+        OutOfRange: a token that the model does not have.
     """
     tokenizer = model.tokenizer
     if not isinstance(prompt, str | bytes):
-        return tokenizer.chat(list(prompt))
+        tokens = [token for token in prompt if isinstance(token, int)]
+        if not tokens:
+            return tokenizer.chat([message for message in prompt if not isinstance(message, int)])
+        if not all(0 <= token < model.vocabulary for token in tokens):
+            raise OutOfRange(f"the prompt's tokens {min(tokens)} .. {max(tokens)} do not fit '{model.name}'.")
+        return tokens
     if chat:
         content = prompt if isinstance(prompt, str) else prompt.decode("utf-8", errors="replace")
         return tokenizer.chat([{"role": "user", "content": content}])

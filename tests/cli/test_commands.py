@@ -207,6 +207,26 @@ def test_say_speaks_with_an_edited_model(kobza: Callable[..., Any]) -> None:
     assert said["changes"] == ["scaling:where=embed,factor=2.0"]
 
 
+def test_say_speaks_with_a_steered_model(kobza: Callable[..., Any], tiny: Any) -> None:
+    from kobza.decoding import greedy
+    from kobza.interventions.steer import direction
+    from kobza.models.hooks import hooked
+
+    vector = direction(tiny, positive=["lava flows"], negative=["ice rests"], layer=1)
+    vector.save("joy.safetensors")
+    with hooked(tiny, vector.hooks(40.0)):
+        expected = greedy.generate(tiny, "lava", tokens=8).ids
+    words = "say tiny lava --strategy greedy -n 8 --json"
+    plain, none, much = (json.loads(kobza(words + more).out) for more in ("", " --steer joy.safetensors:0",
+                         " --steer joy.safetensors:30 --steer joy.safetensors:10"))  # fmt: skip
+    assert plain["ids"] == none["ids"] != much["ids"] == expected
+    assert plain["steer"] == [] and much["steer"] == ["joy.safetensors:30", "joy.safetensors:10"]
+    for more, said in (("joy.safetensors:x", "not a number"), ("none.safetensors", "no such file"),
+                       ("joy.safetensors --backend bare", "cannot be steered")):  # fmt: skip
+        refused = kobza(f"say tiny lava --steer {more}")
+        assert refused.code == 2 and said in refused.err
+
+
 def test_say_reads_a_pipe(kobza: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"lava\n")))
     assert json.loads(kobza("say tiny -n 4 --json").out)["prompt"] == "lava"
