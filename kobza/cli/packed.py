@@ -99,9 +99,14 @@ def listing(file: Path) -> Table:
 
 def _named(codec: Any) -> str:
     """Return a codec as the header lists it, with the model it needs."""
-    known = codec.parameters
-    wanted = [f"{key} {known[key].decode()[:16]}" for key in ("model", "vocabulary") if key in known]
+    describe = getattr(base.load(codec.name), "described", dict) if codec.name in base.names() else dict
+    known = describe(codec.parameters)
+    wanted = [f"{key} {_text(known[key])[:16]}" for key in ("model", "vocabulary") if key in known]
     return f"{codec.name} ({', '.join(wanted)})" if wanted else str(codec.name)
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def verify(file: Path, bounds: base.Limits, *, model: str, anyhow: bool = False) -> str:
@@ -241,8 +246,14 @@ def _supplied(reader: base.Reader, supply: Supply, anyhow: bool) -> base.Reader:
 
 def _pack_stream(files: Sequence[Path], coders: Sequence[base.Coder], log2: int, target: Path) -> int:
     size = files[0].stat().st_size
+    log2 = base.fitting_block(size, log2)
     with _opened(files[0]) as source, atomic_file(target) as sink, task("packing", size) as work:
-        writer = base.Writer(sink, coders, block_log2=base.fitting_block(size, log2))
+        begin = source.read((1 << log2) + 1)
+        if len(begin) <= 1 << log2:
+            sink.write(base.pack(begin, *coders, block_log2=log2))
+            return len(begin)
+        writer = base.Writer(sink, coders, block_log2=log2)
+        writer.write(begin)
         while piece := source.read(PIECE):
             writer.write(piece)
             work.step(len(piece))

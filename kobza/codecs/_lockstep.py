@@ -9,7 +9,7 @@ flipped bit ruins all that follows. A model is known here only as a `Predictor`;
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -23,7 +23,6 @@ from kobza.codecs.range_coder import Decoder, Encoder
 from kobza.core.errors import NotFinite
 from kobza.core.progress import task
 
-LOCAL = 1  # arithmetic profile: float32 logits, readable only where they come out the same
 TABLE_BITS = 28  # tables of 16 bits cost 48 % of the size at a vocabulary of 49152, of 20 bits 1.4 %, of 24 0.05 %
 CONTEXT = 256  # tokens per stream when the number of streams is left open
 MAX_STREAMS = 32  # when left open: 9.8 times the tokens per second of one; every stream holds a cache of its own
@@ -267,75 +266,6 @@ class Block:
                         history[stream, step] = choose(stream, step, tables, prepared)
                 work.step()
         return np.concatenate([row[:length] for row, length in zip(history, lengths, strict=True)])
-
-
-def write_settings(
-    predictor: Predictor, vocabulary: Vocabulary, schedule: Schedule, also: str = ""
-) -> dict[str, bytes]:
-    """Return what a file's header says about the model and the steps.
-
-    `model` and `vocabulary` are fingerprints, `environment` the predictor's; `schedule` is the arithmetic profile u8,
-    table bits u8, window varint, overlap varint. Profile 1 ("local") uses the predictor's own floats; the byte leaves
-    room for one whose tables are made of integers and come out the same everywhere. `also` is what else the arithmetic
-    depends on.
-    """
-    steps = bytes((LOCAL, schedule.table_bits)) + base.varint(schedule.window) + base.varint(schedule.overlap)
-    return {
-        "environment": (predictor.environment + also).encode(),
-        "model": predictor.fingerprint.encode(),
-        "schedule": steps,
-        "vocabulary": vocabulary.fingerprint.encode(),
-    }
-
-
-def read_settings(
-    parameters: Mapping[str, bytes], supply: Mapping[str, Any], also: str = ""
-) -> tuple[Predictor, Any, Schedule]:
-    """Return model, tokenizer and schedule of a header, the first two from `supply`.
-
-    Raises:
-        ModelMissing: no predictor or vocabulary is supplied.
-        ModelMismatch: another one packed the file.
-        NotReproducible: the environment differs, and `supply["is_forced"]` is not true.
-        UnknownCodec: the arithmetic profile is not known here.
-    """
-    predictor = _the_same("model", "predictor", parameters, supply)
-    vocabulary = _the_same("vocabulary", "vocabulary", parameters, supply)
-    schedule = read_schedule(parameters)
-    packed_under, here = text_of(parameters, "environment"), predictor.environment + also
-    if packed_under != here and not supply.get("is_forced"):
-        raise base.NotReproducible(
-            f"packed under '{packed_under}', here is '{here}': the last bits may differ.",
-            "Unpack where it was packed, with as many threads; or try it here (--other-arithmetic): checksums decide.",
-        )
-    return predictor, vocabulary, schedule
-
-
-def read_schedule(parameters: Mapping[str, bytes]) -> Schedule:
-    """Return the schedule of a header; needs no model."""
-    cursor = base.Cursor(parameters.get("schedule", b""), "the schedule")
-    profile, bits = cursor.byte(), cursor.byte()
-    if profile != LOCAL:
-        raise base.UnknownCodec(f"the file's arithmetic profile is {profile}; known here is {LOCAL}.")
-    window, overlap = cursor.varint(), cursor.varint()
-    if not 16 <= bits <= TABLE_BITS or not 1 <= window <= WINDOW_LIMIT or overlap >= window or not cursor.is_done:
-        raise base.Corrupt(f"the schedule says {bits} bits, window {window}, overlap {overlap}: it is damaged.")
-    return Schedule(0, window, overlap, bits)
-
-
-def text_of(parameters: Mapping[str, bytes], name: str) -> str:
-    """Return a text of a header."""
-    return parameters.get(name, b"").decode("utf-8", errors="replace")
-
-
-def _the_same(what: str, key: str, parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> Any:
-    wanted, found = text_of(parameters, what), supply.get(key)
-    if found is None:
-        raise base.ModelMissing(f"the file was packed with the {what} {wanted[:16]}; none is given.", "Hand it in.")
-    if found.fingerprint != wanted:
-        message = f"the file was packed with the {what} {wanted[:16]}; the one given is {found.fingerprint[:16]}."
-        raise base.ModelMismatch(message, "Open the same one: kobza ls names it.")
-    return found
 
 
 def write_literals(literals: list[tuple[int, bytes]]) -> bytes:

@@ -3,7 +3,7 @@
 Source: Shannon (1948) for the code length; Deletang et al. (2024), "Language Modeling Is Compression",
 arXiv:2309.10668, for the use with language models.
 
-Parameters in the header: see `_lockstep.write_settings`. A block's payload: streams varint, tokens varint, the literals
+Parameters in the header: see `_settings.write_settings`. A block's payload: streams varint, tokens varint, the literals
 (bytes that do not survive the tokenizer, such as invalid UTF-8, each before the token of its position; see
 `_lockstep.write_literals`), then the range coder's bytes to the end. Every block is unpacked and compared before it is
 written. Unpacking needs the same model and the same arithmetic: the header names both.
@@ -17,23 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from kobza.codecs import base
-from kobza.codecs._lockstep import (
-    Block,
-    Ids,
-    Packed,
-    Predictor,
-    Schedule,
-    Tables,
-    read_settings,
-    write_settings,
-)
+from kobza.codecs import _settings, base
+from kobza.codecs._lockstep import Block, Ids, Packed, Predictor, Schedule, Tables
+from kobza.codecs._settings import VERSION, decompress, described
 from kobza.codecs._spelling import Vocabulary
 from kobza.codecs.range_coder import Decoder, Encoder
 
 __all__ = [
-    "BLOCK_LOG2", "Packed", "Predictor", "Vocabulary", "coder", "compress", "decoder", "decompress", "memory", "pack",
-    "restore",
+    "BLOCK_LOG2", "VERSION", "Packed", "Predictor", "Vocabulary", "coder", "compress", "decoder", "decompress",
+    "described", "memory", "pack", "restore",
 ]  # fmt: skip
 
 BLOCK_LOG2 = 20
@@ -48,6 +40,7 @@ def compress(
     window: int = 1024,
     overlap: int = 256,
     block_log2: int = BLOCK_LOG2,
+    record: str = "auto",
 ) -> bytes:
     """Return `data` as a .kbz file, packed with a model and unpacked again to be sure.
 
@@ -60,6 +53,8 @@ def compress(
         window: tokens that the model sees at most [tokens, 1 .. 1048576].
         overlap: tokens of a full window that the next one sees again [tokens, 0 .. window - 1].
         block_log2: blocks of 2^block_log2 bytes, each beginning without context [log2 of bytes, 10 .. 24].
+        record: how the file names model, tokenizer and arithmetic [auto, brief or full]; brief by the first bytes of
+            their digests, full in words, 280 bytes more; auto is brief for less than 1 MiB.
 
     Returns:
         The file; it names model, tokenizer and arithmetic.
@@ -70,33 +65,9 @@ def compress(
         NotReproducible: a block did not come back.
     """
     base.check_range("block_log2", block_log2, 10, 24)
-    made = coder(predictor=predictor, vocabulary=vocabulary, streams=streams, window=window, overlap=overlap)
+    given: dict[str, Any] = {"predictor": predictor, "vocabulary": vocabulary, "record": record}
+    made = coder(data, streams=streams, window=window, overlap=overlap, **given)
     return base.pack(data, made, block_log2=base.fitting_block(len(data), block_log2))
-
-
-def decompress(
-    blob: bytes,
-    *,
-    predictor: Predictor,
-    vocabulary: Vocabulary,
-    limits: base.Limits | None = None,
-    is_forced: bool = False,
-) -> bytes:
-    """Return the bytes of a .kbz file packed with this model.
-
-    Args:
-        blob: the file.
-        predictor: the model it was packed with.
-        vocabulary: the tokenizer it was packed with.
-        limits: what unpacking may cost; None takes the defaults.
-        is_forced: try although the environment differs; the checksums still decide.
-
-    Raises:
-        ModelMismatch, NotReproducible: another model, tokenizer or environment packed it.
-        Corrupt, Truncated, LimitExceeded: see `base.unpack`.
-    """
-    supply = {"predictor": predictor, "vocabulary": vocabulary, "is_forced": is_forced}
-    return base.unpack(blob, limits=limits, supply=supply)
 
 
 def coder(
@@ -107,28 +78,25 @@ def coder(
     streams: int = 0,
     window: int = 1024,
     overlap: int = 256,
+    record: str = "auto",
     costs: list[float] | None = None,
 ) -> base.Coder:
-    """Return the coder for a `base.Writer`; `data` is not looked at, options as in `compress`.
+    """Return the coder for a `base.Writer`; only the length of `data` matters, options as in `compress`.
 
     Args:
         costs: takes the ideal code length of every block [bits], its literals at their packed size.
     """
-    schedule = Schedule(streams, window, overlap)
-    parameters = write_settings(predictor, vocabulary, schedule)
-
-    block = Block(predictor, vocabulary, schedule, _Whole)
-    return base.Coder("lm", block.encoder(costs), parameters, decode=block.decode, is_proved=True)
+    block = Block(predictor, vocabulary, Schedule(streams, window, overlap), _Whole)
+    return _settings.coder("lm", block, len(data), record, costs)
 
 
 def decoder(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> base.Decode:
     """Return the block decoder; `supply` holds "predictor" and "vocabulary", and "is_forced" to try it anyway.
 
     Raises:
-        ModelMissing, ModelMismatch, NotReproducible, UnknownCodec: see `_lockstep.read_settings`.
+        ModelMissing, ModelMismatch, NotReproducible, UnknownCodec: see `_settings.read_settings`.
     """
-    predictor, vocabulary, schedule = read_settings(parameters, supply)
-    return Block(predictor, vocabulary, schedule, _Whole, supply.get("limits")).decode
+    return _settings.decoder(parameters, supply, lambda vocabulary: _Whole)
 
 
 def memory(size: int, parameters: Mapping[str, bytes]) -> int:

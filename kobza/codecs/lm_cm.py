@@ -23,9 +23,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kobza.codecs import base, native
-from kobza.codecs._lockstep import Block, Ids, Predictor, Schedule, Tables, read_settings, write_settings
+from kobza.codecs import _settings, base, native
+from kobza.codecs._lockstep import Block, Ids, Predictor, Schedule, Tables
+from kobza.codecs._settings import VERSION, decompress, described
 from kobza.codecs.range_coder import Decoder, Encoder
+
+__all__ = [
+    "BLOCK_LOG2", "VERSION", "Blend", "Mixed", "Tree", "Vocabulary", "coder", "compress", "decoder", "decompress",
+    "described", "memory",
+]  # fmt: skip
 
 BLOCK_LOG2 = 20
 MIXING = 140 << 20  # bytes at most of `cm`'s tables
@@ -62,6 +68,7 @@ def compress(
     window: int = 1024,
     overlap: int = 256,
     block_log2: int = BLOCK_LOG2,
+    record: str = "auto",
 ) -> bytes:
     """Return `data` as a .kbz file, packed by model and mixing and unpacked again to be sure.
 
@@ -74,6 +81,7 @@ def compress(
         window: tokens that the model sees at most [tokens, 1 .. 1048576].
         overlap: tokens of a full window that the next one sees again [tokens, 0 .. window - 1].
         block_log2: blocks of 2^block_log2 bytes, in each of which mixing learns anew [log2 of bytes, 10 .. 20].
+        record: how the file names model, tokenizer and arithmetic [auto, brief or full]; see `lm.compress`.
 
     Returns:
         The file; it names model, tokenizer and arithmetic.
@@ -84,33 +92,9 @@ def compress(
         NotReproducible: a block did not come back.
     """
     base.check_range("block_log2", block_log2, 10, BLOCK_LOG2)
-    made = coder(predictor=predictor, vocabulary=vocabulary, streams=streams, window=window, overlap=overlap)
+    given: dict[str, Any] = {"predictor": predictor, "vocabulary": vocabulary, "record": record}
+    made = coder(data, streams=streams, window=window, overlap=overlap, **given)
     return base.pack(data, made, block_log2=base.fitting_block(len(data), block_log2))
-
-
-def decompress(
-    blob: bytes,
-    *,
-    predictor: Predictor,
-    vocabulary: Vocabulary,
-    limits: base.Limits | None = None,
-    is_forced: bool = False,
-) -> bytes:
-    """Return the bytes of a .kbz file packed with this model.
-
-    Args:
-        blob: the file.
-        predictor: the model it was packed with.
-        vocabulary: the tokenizer it was packed with.
-        limits: what unpacking may cost; None takes the defaults.
-        is_forced: try although the environment differs; the checksums still decide.
-
-    Raises:
-        ModelMismatch, NotReproducible: another model, tokenizer or environment packed it.
-        Corrupt, Truncated, LimitExceeded: see `base.unpack`.
-    """
-    supply = {"predictor": predictor, "vocabulary": vocabulary, "is_forced": is_forced}
-    return base.unpack(blob, limits=limits, supply=supply)
 
 
 def coder(
@@ -121,27 +105,25 @@ def coder(
     streams: int = 0,
     window: int = 1024,
     overlap: int = 256,
+    record: str = "auto",
     costs: list[float] | None = None,
 ) -> base.Coder:
-    """Return the coder for a `base.Writer`; `data` is not looked at, options as in `compress`.
+    """Return the coder for a `base.Writer`; only the length of `data` matters, options as in `compress`.
 
     Args:
         costs: takes what every block would ideally cost by the model alone [bits].
     """
-    schedule = Schedule(streams, window, overlap)
-    parameters = write_settings(predictor, vocabulary, schedule, _arithmetic())
-    block = Block(predictor, vocabulary, schedule, partial(Mixed, Tree(vocabulary)))
-    return base.Coder("lm_cm", block.encoder(costs), parameters, decode=block.decode, is_proved=True)
+    block = Block(predictor, vocabulary, Schedule(streams, window, overlap), partial(Mixed, Tree(vocabulary)))
+    return _settings.coder("lm_cm", block, len(data), record, costs, _arithmetic())
 
 
 def decoder(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> base.Decode:
     """Return the block decoder; `supply` holds "predictor" and "vocabulary", and "is_forced" to try it anyway.
 
     Raises:
-        ModelMissing, ModelMismatch, NotReproducible, UnknownCodec: see `_lockstep.read_settings`.
+        ModelMissing, ModelMismatch, NotReproducible, UnknownCodec: see `_settings.read_settings`.
     """
-    predictor, vocabulary, schedule = read_settings(parameters, supply, _arithmetic())
-    return Block(predictor, vocabulary, schedule, partial(Mixed, Tree(vocabulary)), supply.get("limits")).decode
+    return _settings.decoder(parameters, supply, lambda vocabulary: partial(Mixed, Tree(vocabulary)), _arithmetic())
 
 
 def memory(size: int, parameters: Mapping[str, bytes]) -> int:

@@ -35,7 +35,7 @@ from kobza.core.files import atomic_directory
 SUFFIX = ".zpaq"
 EPOCH = 946684800  # 2000-01-01, the date of everything in an archive made of bytes
 SPARE = 512 << 20  # bytes of address space for the program beside what its limit says
-SECONDS, SLOWEST = 30, 50_000  # of processor time: at least, and bytes a second (-m5 takes 300,000); damage can spin
+SECONDS, SLOWEST = 5, 50_000  # of processor time: at least, and bytes a second (-m5 takes 300,000); damage can spin
 DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?|-?\d{1,6}")
 # "- ", date, size right-aligned in 12 or more, blank, type and mode (blank where none was kept), blank, name
 LINE = re.compile(r"- (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ( *-?\d+) ([ d][0-7]{4}|     ) ?(.*)")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from kobza.codecs.container.fields import Cursor, read_parameters, varint, write
 from kobza.codecs.native import crc32c
 from kobza.core.errors import OutOfRange
 
-GOLDEN = Path(__file__).parent / "golden"  # files of version 1.0, written once and for ever
+GOLDEN = Path(__file__).parent / "golden"  # files of version 1.0, in `whole` of 1.1, written once and for ever
 TEXT = b"look inside, change it, measure what changed. " * 90
 
 
@@ -76,7 +78,7 @@ def test_damage_by_text_mode_is_called_so(change):
     refused(zlib.compress(TEXT).replace(*change), base.BadMagic, "text mode")
 
 
-@pytest.mark.parametrize("packed", sorted(GOLDEN.glob("*.kbz")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("packed", sorted([*GOLDEN.glob("*.kbz"), *GOLDEN.glob("whole/*.kbz")]), ids=lambda p: p.stem)
 def test_golden_files_are_read_as_ever(packed):
     if packed.stem in ("zstd", "brotli", "lz4"):
         pytest.importorskip({"zstd": "zstandard", "lz4": "lz4.block"}.get(packed.stem, packed.stem), reason="optional")
@@ -87,6 +89,7 @@ def test_golden_files_are_read_as_ever(packed):
 def test_golden_files_are_written_as_ever(name):
     content = (GOLDEN / "content.bin").read_bytes()
     assert base.pack(content, base.load(name).coder(), block_log2=10) == (GOLDEN / f"{name}.kbz").read_bytes()
+    assert base.pack(content, base.load(name).coder()) == (GOLDEN / "whole" / f"{name}.kbz").read_bytes()
 
 
 def test_newer_formats_and_unknown_features_are_refused():
@@ -126,6 +129,27 @@ def test_an_end_that_contradicts_the_blocks_is_refused():
     refused(whole(header(), one, index=[(3, 3)]), base.Corrupt, "SHA-256")
     refused(whole(header(), one, index=[(3, 2)]), base.Corrupt, "index does not agree|index is damaged")
     refused(header() + one + layout.write_end([(3, 3)]), base.Truncated, "no footer")
+
+
+def test_what_fits_in_one_block_takes_fewer_bytes():
+    one, two = base.pack(TEXT[:1024], block_log2=10), base.pack(TEXT[:1025], block_log2=10)
+    assert (len(one) - 1024, len(two) - 1025) == (38, 87)
+    assert base.Reader(io.BytesIO(one)).blocks() == [base.Block(0, 1024, 1024, None)]
+    assert base.Reader(io.BytesIO(one)).read_at(1000, 100) == TEXT[1000:1024]
+    assert base.unpack(base.pack(b"", zlib.coder())) == b""
+
+
+def test_a_file_of_one_block_that_contradicts_itself_is_refused():
+    sha256 = hashlib.sha256(b"abc").digest()
+    one = partial(header, flags=layout.WHOLE)
+    assert base.unpack(one(size=varint(4)) + layout.write_whole(0, b"abc", sha256)) == b"abc"
+    refused(one(size=varint(4)) + layout.write_whole(0, b"abx", sha256), base.Corrupt, "SHA-256")
+    refused(one(size=varint(4)) + layout.write_whole(0, b"abc", sha256) + b"x", base.Corrupt, "behind the footer")
+    refused(one(size=varint(4)) + layout.write_whole(0, b"abc", sha256)[:-1], base.Truncated, "the digest ends")
+    refused(one(size=varint(3)) + layout.write_whole(0, b"abc", sha256), base.Corrupt, "3 packed bytes for 2")
+    refused(one(size=varint(4)) + layout.write_whole(1, b"abc", sha256), base.Corrupt, "lists 0")
+    refused(one(size=varint(0)), base.Corrupt, "-1 bytes in one block")
+    refused(one(size=varint(1026)), base.Corrupt, "1025 bytes in one block")
 
 
 def test_limits_can_be_raised_and_lowered():

@@ -1,6 +1,8 @@
 """Any bytes come back from a model's packing, within a hair of the ideal size; anything damaged is noticed."""
 
+import hashlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kobza.codecs import base, lm
-from kobza.codecs._lockstep import LOCAL, Schedule, parts
+from kobza.codecs._lockstep import Schedule, parts
+from kobza.codecs._settings import LOCAL, read_schedule
 from kobza.codecs._spelling import Spelled, spell, unspell
 from kobza.core.errors import BadValue, KobzaError, NotFinite, OutOfRange
 
@@ -155,7 +158,7 @@ def test_text_that_survives_has_no_literals() -> None:
 
 
 def test_the_header_needs_no_model() -> None:
-    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters(), streams=2)
+    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters(), streams=2, record="full")
     reader = base.Reader(io.BytesIO(blob))
     (codec,) = reader.header.codecs
     assert (codec.name, reader.header.raw_size) == ("lm", len(TEXT))
@@ -165,8 +168,9 @@ def test_the_header_needs_no_model() -> None:
     assert codec.parameters["schedule"][0] == LOCAL
 
 
-def test_the_form_of_version_one_stays_readable() -> None:
-    blob = GOLDEN.read_bytes()
+@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN.with_name("lm_brief.kbz")])
+def test_the_forms_of_versions_one_and_two_stay_readable(golden: Path) -> None:
+    blob = golden.read_bytes()
     assert lm.decompress(blob, predictor=Bigrams(), vocabulary=Letters()) == TEXT + b"the \xff thing"
 
 
@@ -189,29 +193,72 @@ def test_a_flipped_byte_never_gives_other_bytes(at: int, flip: int) -> None:
     assert found == TEXT[:80] + b"\xfe"
 
 
-def test_a_model_must_be_handed_in() -> None:
-    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters())
-    with pytest.raises(base.ModelMissing, match="packed with the model bigrams 0; none is given"):
+@pytest.mark.parametrize("record", ["full", "brief"])
+def test_a_model_must_be_handed_in(record: str) -> None:
+    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters(), record=record)
+    name = re.escape(named("bigrams 0", record, 6))
+    with pytest.raises(base.ModelMissing, match=f"packed with the model {name}; none is given"):
         base.unpack(blob)
 
 
-def test_another_model_or_tokenizer_is_refused() -> None:
-    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters())
-    with pytest.raises(base.ModelMismatch, match="packed with the model bigrams 0; the one given is bigrams 1"):
+def named(text: str, record: str, size: int) -> str:
+    """What a message calls a text by."""
+    return text if record == "full" else hashlib.sha256(text.encode()).hexdigest()[: 2 * size]
+
+
+@pytest.mark.parametrize("record", ["full", "brief"])
+def test_another_model_or_tokenizer_is_refused(record: str) -> None:
+    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters(), record=record)
+    wanted, found = (named(f"bigrams {seed}", record, 6) for seed in (0, 1))
+    with pytest.raises(base.ModelMismatch, match=f"packed with the model {wanted}; the one given is {found}"):
         lm.decompress(blob, predictor=Bigrams(1), vocabulary=Letters())
     other = Letters()
     other.fingerprint = "capitals"
-    with pytest.raises(base.ModelMismatch, match="the vocabulary letters; the one given is capitals"):
+    wanted, found = (named(text, record, 2) for text in ("letters", "capitals"))
+    with pytest.raises(base.ModelMismatch, match=f"the vocabulary {wanted}; the one given is {found}"):
         lm.decompress(blob, predictor=Bigrams(), vocabulary=other)
 
 
-def test_another_environment_is_refused_unless_forced() -> None:
-    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters())
+@pytest.mark.parametrize("record", ["full", "brief"])
+def test_another_environment_is_refused_unless_forced(record: str) -> None:
+    blob = lm.compress(TEXT, predictor=Bigrams(), vocabulary=Letters(), record=record)
     other = Bigrams()
     other.environment = "2 threads"
-    with pytest.raises(base.NotReproducible, match="packed under 'numpy', here is '2 threads'"):
+    wanted = named("numpy", record, 3)
+    with pytest.raises(base.NotReproducible, match=f"packed under '{wanted}', here is '2 threads'"):
         lm.decompress(blob, predictor=other, vocabulary=Letters())
     assert lm.decompress(blob, predictor=other, vocabulary=Letters(), is_forced=True) == TEXT
+
+
+def test_a_fingerprint_is_named_by_its_own_first_digits() -> None:
+    known = Bigrams()
+    known.fingerprint = "ea2b15de93fe998b61e3fba33be00afb44b8a4e165c591c76374edcc0d1513cf"
+    blob = lm.compress(TEXT, predictor=known, vocabulary=Letters())
+    (codec,) = base.Reader(io.BytesIO(blob)).header.codecs
+    assert lm.described(codec.parameters)["model"] == "ea2b15de93fe"
+    assert codec.parameters["by"][-1] == LOCAL
+
+
+@pytest.mark.parametrize("raw", [TEXT[:64], TEXT, TEXT * 20])
+def test_a_file_is_within_a_third_of_a_percent_and_64_bytes_of_the_ideal(raw: bytes) -> None:
+    """All around the tokens: header, names, sizes, digest."""
+    costs: list[float] = []
+    given = {"predictor": Bigrams(scale=1), "vocabulary": Letters()}
+    made = lm.coder(raw, **given, costs=costs)
+    blob = base.pack(raw, made, block_log2=base.fitting_block(len(raw), 20))
+    assert blob == lm.compress(raw, **given)
+    assert len(blob) <= sum(costs) / 8 * 1.003 + 64
+
+
+def test_another_schedule_than_the_default_is_kept_in_brief() -> None:
+    given = {"predictor": Bigrams(), "vocabulary": Letters()}
+    blob = lm.compress(TEXT, **given, window=50, overlap=20, record="brief")
+    (codec,) = base.Reader(io.BytesIO(blob)).header.codecs
+    assert read_schedule(codec.parameters) == Schedule(0, 50, 20)
+    assert lm.decompress(blob, **given) == TEXT
+    for cut in range(12):
+        with pytest.raises((base.Corrupt, base.ModelMismatch)):
+            lm.decoder({"by": codec.parameters["by"][:cut]}, given)
 
 
 def test_other_last_bits_are_noticed() -> None:

@@ -22,10 +22,12 @@ MAGIC = b"\x89KBZ\r\n\x1a\n"
 FOOTER_MAGIC = b"\x1aKBZ"
 FOOTER_SIZE = 4 + 32 + 4 + 4
 END = 0xFF
-MAJOR, MINOR = 1, 0
+MAJOR = 1
 MOST_CODECS = 8
 ARCHIVE = 1  # flag: the content is an archive (manifest and files)
-KNOWN_FLAGS = ARCHIVE
+WHOLE = 2  # flag, since version 1.1: one block holds all, and a digest ends the file
+KNOWN_FLAGS = ARCHIVE | WHOLE
+DIGEST_SIZE = 16  # bytes of a SHA-256 that end such a file; damage passes 128 bits as little as 256
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Header:
         block_log2: the largest raw block is 2^block_log2 bytes [10 .. 24].
         codecs: what blocks may name by number, from 1.
         raw_size: bytes in all, or None when the writer did not know.
-        flags: bit 0 = archive; any other is refused.
+        flags: bit 0 = archive, bit 1 = one block holds all; any other is refused.
     """
 
     block_log2: int
@@ -61,9 +63,13 @@ class Header:
     def is_archive(self) -> bool:
         return bool(self.flags & ARCHIVE)
 
+    @property
+    def is_whole(self) -> bool:
+        return bool(self.flags & WHOLE)
+
     def write(self) -> bytes:
         """Return the header's bytes, checksum included."""
-        parts = [MAGIC, bytes((MAJOR, MINOR, self.flags, self.block_log2))]
+        parts = [MAGIC, bytes((MAJOR, int(self.is_whole), self.flags, self.block_log2))]
         parts.append(varint(0 if self.raw_size is None else self.raw_size + 1))
         parts.append(bytes((len(self.codecs),)))
         for codec in self.codecs:
@@ -103,6 +109,8 @@ def read_header(cursor: Cursor, head: bytes) -> Header:
     if not SMALLEST_BLOCK_LOG2 <= block_log2 <= LARGEST_BLOCK_LOG2:
         allowed = f"{SMALLEST_BLOCK_LOG2} to {LARGEST_BLOCK_LOG2}"
         raise LimitExceeded(f"the header declares blocks of 2^{block_log2} bytes; the format allows 2^{allowed}.")
+    if flags & WHOLE and not 0 < size <= (1 << block_log2) + 1:
+        raise Corrupt(f"the header declares {size - 1} bytes in one block of 2^{block_log2}.")
     return Header(block_log2, codecs, size - 1 if size else None, flags)
 
 
@@ -126,6 +134,11 @@ def write_block(codec: int, raw_size: int, checksum: int, payload: bytes) -> byt
     """Return one block: head and payload."""
     head = bytes((codec,)) + varint(raw_size) + varint(len(payload))
     return b"".join((head, struct.pack("<I", checksum), payload))
+
+
+def write_whole(codec: int, payload: bytes, sha256: bytes) -> bytes:
+    """Return all that follows the header of a file of one block."""
+    return b"".join((bytes((codec,)), varint(len(payload)), payload, sha256[:DIGEST_SIZE]))
 
 
 def head_size(raw_size: int, packed_size: int) -> int:

@@ -19,12 +19,15 @@ from kobza.core.errors import KobzaError
 
 @dataclass(frozen=True)
 class Block:
-    """One block as its head says: codec number (0 stored), sizes [bytes], CRC-32C of the raw bytes."""
+    """One block as its head says: codec number (0 stored), sizes [bytes], CRC-32C of the raw bytes.
+
+    A block that holds all of its file has no checksum of its own.
+    """
 
     codec: int
     raw_size: int
     packed_size: int
-    checksum: int
+    checksum: int | None
 
 
 class Reader:
@@ -61,6 +64,9 @@ class Reader:
         Subtle: every block yielded has passed its CRC-32C, but only the end of the iteration says that the file is
         whole; keep what you write under a temporary name until then.
         """
+        if self.header.is_whole:
+            yield self._all()
+            return
         seen: list[tuple[int, int]] = []
         digest = hashlib.sha256()
         total = packed = 0
@@ -83,6 +89,9 @@ class Reader:
     def blocks(self) -> list[Block]:
         """Return the heads of all blocks without decoding any; needs a seekable file."""
         found = []
+        if self.header.is_whole:
+            self._seek(self._data_at)
+            return [self._only_head()]
         for offset, _, _ in self._places():
             self._seek(offset)
             block = self._head()
@@ -93,8 +102,12 @@ class Reader:
     def read_at(self, offset: int, size: int) -> bytes:
         """Return raw bytes [offset, offset + size), decoding only the blocks that hold them; needs a seekable file.
 
-        The index is checked; the SHA-256 of the whole is not, only the CRC-32C of each block read.
+        The index is checked; the SHA-256 of the whole is not, only the CRC-32C of each block read. What lies in one
+        block is read and checked as a whole.
         """
+        if self.header.is_whole:
+            self._seek(self._data_at)
+            return self._all()[offset : offset + size]
         parts, begin, total, packed = [], 0, 0, 0
         for place, raw_size, _ in self._places():
             if begin < offset + size and offset < begin + raw_size:
@@ -126,13 +139,33 @@ class Reader:
             return None
         raw_size, packed_size = cursor.varint(), cursor.varint()
         (checksum,) = struct.unpack("<I", cursor.take(4))
-        if codec > len(self.header.codecs):
-            raise Corrupt(f"a block names codec {codec}; the header lists {len(self.header.codecs)}.")
         if raw_size > self.header.block_size:
             raise LimitExceeded(f"a block declares {raw_size} bytes; this file's limit is {self.header.block_size}.")
-        if packed_size > raw_size or (codec == 0 and packed_size != raw_size) or raw_size == 0:
-            raise Corrupt(f"a block declares {packed_size} packed bytes for {raw_size}.")
-        return Block(codec, raw_size, packed_size, checksum)
+        if raw_size == 0:
+            raise Corrupt(f"a block declares {packed_size} packed bytes for 0.")
+        return self._judged(Block(codec, raw_size, packed_size, checksum))
+
+    def _only_head(self) -> Block:
+        cursor = self._cursor
+        assert self.header.raw_size is not None
+        return self._judged(Block(cursor.byte(), self.header.raw_size, cursor.varint(), None))
+
+    def _judged(self, block: Block) -> Block:
+        if block.codec > len(self.header.codecs):
+            raise Corrupt(f"a block names codec {block.codec}; the header lists {len(self.header.codecs)}.")
+        if block.packed_size > block.raw_size or (block.codec == 0 and block.packed_size != block.raw_size):
+            raise Corrupt(f"a block declares {block.packed_size} packed bytes for {block.raw_size}.")
+        return block
+
+    def _all(self) -> bytes:
+        """Return the bytes of the one block that holds all, after every check; the cursor stands before it."""
+        block = self._only_head()
+        self._check_total(block.raw_size, block.packed_size)
+        raw = self._decode(block, self._payload(block.packed_size))
+        self._check_digest(hashlib.sha256(raw).digest()[: layout.DIGEST_SIZE],
+                           exactly(self.file, layout.DIGEST_SIZE, "the digest", self._cursor.at))  # fmt: skip
+        self._check_nothing_behind(at_most(self.file, 1))
+        return raw
 
     def _payload(self, size: int) -> bytes:
         data = exactly(self.file, size, "the file", self._cursor.at)
@@ -143,8 +176,7 @@ class Reader:
         raw = payload if block.codec == 0 else self._expand(block, payload)
         if len(raw) != block.raw_size:
             raise Corrupt(f"a block gave {len(raw)} bytes; its head declares {block.raw_size}.")
-        found = crc32c(raw)
-        if found != block.checksum:
+        if block.checksum is not None and (found := crc32c(raw)) != block.checksum:
             raise Corrupt(f"a block is damaged: its CRC-32C is {found:08x}, the file says {block.checksum:08x}.")
         return raw
 
@@ -168,9 +200,15 @@ class Reader:
         wanted = layout.check_footer(found, footer[: layout.FOOTER_SIZE])
         if found != end:
             raise Corrupt("the index does not agree with the blocks.")
-        if wanted != digest:
-            raise Corrupt(f"the content is damaged: SHA-256 {digest.hex()}, the file says {wanted.hex()}.")
-        if len(footer) > layout.FOOTER_SIZE:
+        self._check_digest(digest, wanted)
+        self._check_nothing_behind(footer[layout.FOOTER_SIZE :])
+
+    def _check_digest(self, found: bytes, wanted: bytes) -> None:
+        if found != wanted:
+            raise Corrupt(f"the content is damaged: SHA-256 {found.hex()}, the file says {wanted.hex()}.")
+
+    def _check_nothing_behind(self, surplus: bytes) -> None:
+        if surplus:
             raise Corrupt("there are bytes behind the footer.")
 
     def _places(self) -> list[tuple[int, int, int]]:

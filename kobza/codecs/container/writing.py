@@ -9,7 +9,7 @@ from typing import IO
 
 from kobza.codecs.container.coders import Coder, decoder
 from kobza.codecs.container.errors import NotReproducible
-from kobza.codecs.container.layout import Header, Listed, write_block, write_end, write_footer
+from kobza.codecs.container.layout import WHOLE, Header, Listed, write_block, write_end, write_footer, write_whole
 from kobza.codecs.native import crc32c
 from kobza.core.errors import OutOfRange
 
@@ -22,7 +22,7 @@ class Writer:
         coders: codecs to try; each block takes whichever is shortest, and is stored if none shrinks it.
         block_log2: blocks of 2^block_log2 raw bytes [10 .. 24].
         raw_size: bytes that will be written, if known; the reader may then refuse early.
-        flags: header flags (bit 0: archive).
+        flags: header flags (bit 0: archive; bit 1: one block will hold all, so that `raw_size` is needed).
         verify: decode every block and compare before it is written; codecs that ask for it are proved anyway.
 
     Raises:
@@ -82,10 +82,14 @@ class Writer:
 
     def close(self) -> None:
         """Write the last block, the index and the footer; without this the file is not one."""
+        if self.header.is_whole and not self.blocks and not self._waiting:
+            self._block(b"")
         self._flush()
         written = sum(raw for raw, _ in self.blocks)
         if self.header.raw_size not in (None, written):
             raise OutOfRange(f"{self.header.raw_size} bytes were announced and {written} written.")
+        if self.header.is_whole:
+            return
         end = write_end(self.blocks)
         self.file.write(end + write_footer(end, self._hash.digest()))
 
@@ -98,7 +102,10 @@ class Writer:
                 if self.verify or coder.is_proved:
                     self._prove(coder, candidate, raw)
                 number, payload = self._numbers[id(coder)], candidate
-        self.file.write(write_block(number, len(raw), crc32c(raw), payload))
+        if self.header.is_whole:
+            self.file.write(write_whole(number, payload, self._hash.digest()))
+        else:
+            self.file.write(write_block(number, len(raw), crc32c(raw), payload))
         self.blocks.append((len(raw), len(payload)))
 
     def _prove(self, coder: Coder, payload: bytes, raw: bytes) -> None:
@@ -118,12 +125,13 @@ def pack(data: bytes, *coders: Coder, block_log2: int = 20, flags: int = 0, veri
     Args:
         data: any bytes.
         coders: codecs to try per block; none stores.
-        block_log2: blocks of 2^block_log2 bytes [10 .. 24].
+        block_log2: blocks of 2^block_log2 bytes [10 .. 24]; what fits in one takes the shorter form of file.
         flags: header flags.
         verify: decode every block before it is accepted.
     """
     file = io.BytesIO()
     raw = bytes(data)
+    flags |= WHOLE * (len(raw) <= 2**block_log2)
     writer = Writer(file, coders, block_log2=block_log2, raw_size=len(raw), flags=flags, verify=verify)
     writer.write(raw)
     writer.close()
