@@ -16,6 +16,7 @@ from kobza.core.errors import BadValue
 if TYPE_CHECKING:
     from kobza.core.result import Result
     from kobza.core.table import Table
+    from kobza.core.texts import Text
 
 Trust = Annotated[
     bool,
@@ -72,14 +73,15 @@ def open_model(
 def tokens(
     model: spec.ModelName,
     words: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text itself; else see --text.")] = None,
-    text: Annotated[
-        str, typer.Option("--text", "-t", metavar="TEXT", help="A named text, a file, or - for standard input.")
-    ] = "",
+    text: spec.Texts = None,
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="List every token of the vocabulary.")] = False,
     pieces: Annotated[bool, typer.Option("--pieces", help="Print the text cut into its tokens.")] = False,
     others: Annotated[
         str, typer.Option("--with", metavar="A,B,...", help="Compare these vocabularies, and MODEL if TEXT is given.")
     ] = "",
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --with: write the page of all comparisons to FILE.html.")
+    ] = None,
 ) -> Result | Table | str:
     """Show how a model cuts a text into tokens. Ids, exact bytes, the start mark in front.
 
@@ -92,7 +94,8 @@ def tokens(
         kobza tokens smollm2 --text poem.txt --csv
         kobza tokens smollm2 --vocabulary -o vocabulary.csv
         kobza tokens "lava flows" --with smollm2,o200k_base.tiktoken,bytes --pieces
-        kobza tokens smollm2 --text poem.txt --with o200k_base.tiktoken -o page.html
+        kobza tokens smollm2 --text poem.txt --with o200k_base.tiktoken --page page.html
+        kobza tokens smollm2 -t poem.txt -t topics --with o200k_base.tiktoken,bytes --json
     """
     from kobza.cli.pieces import colored, token_table
     from kobza.models.vocabulary import vocabulary as open_vocabulary
@@ -102,11 +105,16 @@ def tokens(
 
         is_text = words is None and not text  # then the only word is the text
         names = [*([] if is_text else [model]), *others.split(",")]
-        return side_by_side(names, _given(model if is_text else words, text), pieces=pieces)
+        return side_by_side(names, _given(model if is_text else words, text), pieces=pieces, page=page)
+    if page is not None:
+        raise BadValue("--page compares vocabularies, but --with names none.", "Add: --with smollm2,bytes")
     tokenizer = open_vocabulary(model)
     if vocabulary:
         return tokenizer.table()
-    data = _given(words, text)
+    given = _given(words, text)
+    if len(given) > 1:
+        raise BadValue(f"{len(given)} texts were given.", "Give one, or compare vocabularies on them: --with A,B")
+    data = given[0].data
     return colored(tokenizer, data) if pieces else token_table(tokenizer, data)
 
 
@@ -204,17 +212,19 @@ def _seen(model: Any, steps: list[Any]) -> Any:
     return tables[0] if len(tables) == 1 else Result(title=f"Embeddings of {model.name}", tables=tables)
 
 
-def _given(words: str | None, text: str) -> bytes:
-    if words is not None and text:
-        raise BadValue("both a text and --text were given.", "Give one of them.")
-    if words is not None:
-        try:
-            return words.encode("utf-8", errors="surrogateescape")  # the bytes that the user typed
-        except UnicodeEncodeError as error:
-            raise BadValue(f"character {error.start} of the text is half a surrogate pair.") from None
+def _given(words: str | None, text: list[str] | None) -> list[Text]:
+    from kobza.core.texts import Text
     from kobza.core.texts import text as read_text
 
-    return read_text(text or "-").data
+    if words is not None and text:
+        raise BadValue("both a text and --text were given.", "Give one of them.")
+    if words is None:
+        return [read_text(name) for name in text or ["-"]]
+    try:
+        data = words.encode("utf-8", errors="surrogateescape")  # the bytes that the user typed
+    except UnicodeEncodeError as error:
+        raise BadValue(f"character {error.start} of the text is half a surrogate pair.") from None
+    return [Text("the text", data)]
 
 
 def _every_weight(anatomy: Result) -> Table:

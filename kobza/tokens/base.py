@@ -270,6 +270,11 @@ class Tokenizer:
     def _prefix_space(self) -> str:
         return alphabet.prefix_rule(self._parts)
 
+    @property
+    def prefixes(self) -> bool:
+        """True if encoding puts a space in front of a text (that does not begin with one)."""
+        return bool(self._prefix_space)
+
     def _is_prefixed(self, data: bytes) -> bool:
         """Say whether encoding these bytes puts a space in front of them."""
         return self._prefix_space == "always" or (self._prefix_space == "unless" and not data.startswith(b" "))

@@ -19,6 +19,7 @@ from kobza.core.figure import Figure
 from kobza.core.result import Result
 from kobza.core.table import Table
 from kobza.core.texts import Text
+from kobza.tokens import rates
 from kobza.tokens.base import Token, Tokenizer, _as_bytes, printable
 
 _WORD = re.compile(r"\w+")
@@ -76,7 +77,7 @@ def table(tokenizers: Sequence[Tokenizer], text: str | bytes | Text) -> Table:
 
 
 def compare(tokenizers: Sequence[Tokenizer], text: str | bytes | Text) -> Result:
-    """Return everything that is known of vocabularies side by side: counts, colored spans, overlap, disagreements.
+    """Return vocabularies side by side: counts, by script too, colored spans, overlap, disagreements.
 
     Raises:
         EmptyText, BadValue, WrongVocabulary: as `table`.
@@ -84,8 +85,24 @@ def compare(tokenizers: Sequence[Tokenizer], text: str | bytes | Text) -> Result
     data = _data(text)
     counts = table(tokenizers, data)
     drawn, counts.figures = counts.figures, []
-    more = [overlap(tokenizers), lacking(tokenizers, data), disagreements(tokenizers, data).head(LISTED)]
+    more = [rates.by_script(tokenizers, data), overlap(tokenizers), lacking(tokenizers, data)]
+    more.append(disagreements(tokenizers, data).head(LISTED))
     return Result(title="Vocabularies side by side", tables=[counts, *more], figures=drawn)
+
+
+def over(tokenizers: Sequence[Tokenizer], texts: Sequence[Text]) -> Result:
+    """Return vocabularies side by side on several texts: rates by text and, for each, by script; overlap.
+
+    Raises:
+        EmptyText, BadValue, WrongVocabulary: as `table`.
+    """
+    _refuse_confusion(tokenizers)
+    tables = [rates.by_text(tokenizers, texts)]
+    for text in texts:
+        found = rates.by_script(tokenizers, text)
+        found.title += f": {text.name}"
+        tables.append(found)
+    return Result(title="Vocabularies side by side", tables=[*tables, overlap(tokenizers)])
 
 
 # -- one text -----------------------------------------------------------------------------------------------------
@@ -177,42 +194,6 @@ def overlap(tokenizers: Sequence[Tokenizer]) -> Table:
         for name, tokens in sets.items()
     ]
     return Table(rows, title="Share of tokens that the column has too", units={"tokens": "count"})
-
-
-def unreachable(tokenizer: Tokenizer) -> Table:
-    """List the tokens that their own vocabulary gives nowhere: neither alone nor among letters, spaces or line ends.
-
-    Only tokens that are whole characters are tried, since half characters never stand alone.
-
-    Returns:
-        A row per token: id, text, and the tokens that its text gives instead.
-    """
-    rows = []
-    for id in range(len(tokenizer)):
-        data = tokenizer.bytes_of(id)
-        if data and tokenizer.id_of(data) == id and id not in tokenizer.special.values() and _is_text(data):
-            instead = _instead(tokenizer, id, data)
-            if instead is not None:
-                rows.append({"id": id, "token": printable(data), "gives": "|".join(map(tokenizer.show, instead))})
-    note = "A token of this kind is a row of the embedding that no text uses."
-    return Table(
-        rows, title=f"Tokens of {tokenizer.name} that no text gives", note=note, order=["id", "token", "gives"]
-    )
-
-
-def _instead(tokenizer: Tokenizer, id: int, data: bytes) -> list[int] | None:
-    for before, after in ((b"", b""), (b"x", b""), (b"x", b"x"), (b"x ", b" x"), (b"\n", b"\n"), (b".", b".")):
-        if id in tokenizer.encode(before + data + after):
-            return None
-    return tokenizer.encode(data)
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 # -- figures of frequency -----------------------------------------------------------------------------------------

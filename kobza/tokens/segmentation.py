@@ -33,12 +33,8 @@ def table(tokenizer: Tokenizer, text: str | bytes | Text) -> Table:
     Returns:
         A row per way: tokens of all words, and the share of running and of different words that it cuts otherwise.
     """
-    counts: Counter[str] = Counter()
-    for part in parts(text):
-        counts.update(_WORDS.findall(part))
-    if not counts:
-        raise BadValue("the text has no word.", "Give a text with letters or digits in it.")
-    own = {word: [token.bytes for token in tokenizer.split(word)] for word in counts}
+    counts = _counted(tokenizer, text)
+    own = {word: _own(tokenizer, word) for word in counts}
     known = {data for id in range(len(tokenizer)) if (data := tokenizer.bytes_of(id))}
     longest = max(map(len, known))
     ways = {
@@ -48,6 +44,29 @@ def table(tokenizer: Tokenizer, text: str | bytes | Text) -> Table:
     }
     rows = [{"way": way, **_row(cuts, own, counts)} for way, cuts in ways.items()]
     return Table(rows, title=f"Cuts of {len(counts):,} different words by {tokenizer.name}", units={"tokens": "count"})
+
+
+def summary(tokenizers: Sequence[Tokenizer], text: str | bytes | Text) -> Table:
+    """Return how often longest match and the fewest tokens cut otherwise than each vocabulary: a row per vocabulary.
+
+    Raises:
+        BadValue: the text has no word.
+    """
+    rows = []
+    for tokenizer in tokenizers:
+        own, longest, few = table(tokenizer, text)
+        rows.append(
+            {
+                "vocabulary": tokenizer.name,
+                "tokens": own["tokens"],
+                "by longest match": longest["tokens"],
+                "words cut otherwise by longest match": longest["running words that differ"],
+                "fewest": few["tokens"],
+                "words cut otherwise by the fewest": few["running words that differ"],
+            }
+        )
+    units = dict.fromkeys(("tokens", "by longest match", "fewest"), "count")
+    return Table(rows, units=units, title="Three ways to cut words", note="Words with the space in front of them.")
 
 
 def longest_match(word: bytes, known: set[bytes], longest: int) -> list[bytes]:
@@ -106,6 +125,21 @@ def steps(tokenizer: Tokenizer, word: str | bytes) -> Table:
         row = {"step": len(rows), "pieces": _barred(pieces), "joined": printable(joined)}
         rows.append({**row, "rank": tokenizer.ranks[joined]})
     return Table(rows, title=f"Merges of {printable(data)} by {tokenizer.name}")
+
+
+def _counted(tokenizer: Tokenizer, text: str | bytes | Text) -> Counter[str]:
+    """Count the words of a text as the tokenizer cuts them: where it puts a space in front, every word has one."""
+    counts: Counter[str] = Counter()
+    for part in parts(text):
+        found = _WORDS.findall(part)
+        counts.update([" " + word.removeprefix(" ") for word in found] if tokenizer.prefixes else found)
+    if not counts:
+        raise BadValue("the text has no word.", "Give a text with letters or digits in it.")
+    return counts
+
+
+def _own(tokenizer: Tokenizer, word: str) -> list[bytes]:
+    return [token.bytes for token in tokenizer.split(word.removeprefix(" ") if tokenizer.prefixes else word)]
 
 
 def _next(pieces: Sequence[bytes], ranks: Mapping[bytes, int]) -> int | None:

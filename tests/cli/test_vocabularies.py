@@ -1,12 +1,12 @@
 """`kobza tokens --with`: vocabularies side by side, aligned by spans, as text and as a page."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from kobza.cli import vocabularies
 
 
 def test_spans_stand_in_one_column(kobza: Callable[..., Any], tiny: Any) -> None:
@@ -34,6 +34,36 @@ def test_bad_lists_of_vocabularies_are_refused(kobza: Callable[..., Any], names:
     assert kobza("tokens", "the sea", "--with", names).code == 2
 
 
-def test_blocks_fit_the_room() -> None:
-    assert list(vocabularies._blocks([3, 3, 3, 9], 7)) == [(0, 2), (2, 3), (3, 4)]
-    assert list(vocabularies._blocks([], 7)) == []
+def test_the_page_holds_every_comparison_and_needs_no_network(
+    kobza: Callable[..., Any], tiny: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("the sea\nРеве <b>\n")
+    said = kobza("tokens", "tiny", "-t", "short.txt", "-t", "topics[:4000]", "--with", "bytes", "--page", "page.html")
+    assert said.code == 0 and "Tokens by text" in said.out
+    html = (tmp_path / "page.html").read_text()
+    for name in ("sentences", "texts", "counts", "disagreements", "entropies", "ways", "shared", "inside", "merges"):
+        assert f'<section id="{name}">' in html
+    assert "default-src 'none'" in html and not re.search(r'(?:src|href)="https?:', html) and "<b>\n" not in html
+
+
+def test_several_texts_are_counted_by_text_and_script(kobza: Callable[..., Any], tiny: Any) -> None:
+    said = kobza("tokens", "tiny", "-t", "topics[:500]", "-t", "ukrainian", "--with", "bytes", "--json")
+    found = {table["title"]: table for table in json.loads(said.out)["tables"]}
+    assert len(found["Tokens by text"]["rows"]) == 4
+    assert "Cyrillic" in {row[0] for row in found["Tokens by script: ukrainian"]["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("tokens", "tiny", "x", "--page", "p.html"), "--with names none"),
+        (("tokens", "tiny", "x", "--with", "bytes", "--page", "p.txt"), "--page writes HTML"),
+        (("tokens", "tiny", "-t", "topics", "-t", "source"), "2 texts were given"),
+        (("tokens", "tiny", "-t", "source", "-t", "source", "--with", "bytes"), "was given twice"),
+    ],
+)
+def test_bad_requests_write_nothing(
+    kobza: Callable[..., Any], tiny: Any, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    said = kobza(*words)
+    assert said.code == 2 and says in said.err and list(tmp_path.glob("p.*")) == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kobza.core import render
 from kobza.core.errors import BadValue, EmptyText
+from kobza.core.texts import Text
 from kobza.tokens import compare, opening
 from kobza.tokens.base import Tokenizer
 from kobza.tokens.ranks import Ranked, byte_ranks, bytes_vocabulary
@@ -98,12 +99,6 @@ def test_the_table_follows_its_definitions() -> None:
     assert row["entropy"] == pytest.approx(compare.entropy(Counter("aab їж".encode())))
 
 
-def test_a_token_that_merging_never_reaches_is_found() -> None:
-    # GPT-2's pattern cuts before a space, so no text gives "a b"
-    tokenizer = toy(b"ab", b"a b")
-    assert [(row["token"], row["gives"]) for row in compare.unreachable(tokenizer)] == [("a▁b", "a|▁|b")]
-
-
 def test_the_page_shows_every_vocabulary_in_common_colors(three: list[Tokenizer]) -> None:
     result = compare.compare(three, TEXT)
     page = render.page("x", [result])
@@ -111,6 +106,16 @@ def test_the_page_shows_every_vocabulary_in_common_colors(three: list[Tokenizer]
     assert math.isclose(sum(len(span.tokens[2]) for span in compare.spans(three, TEXT)), len(TEXT.encode()))
     groups = [[piece["group"] for piece in figure.data["pieces"]] for figure in result.figures]
     assert groups[0][-1] == groups[1][-1] == groups[2][-1]
+
+
+def test_several_texts_are_counted_apart(three: list[Tokenizer]) -> None:
+    found = compare.over(three, [Text("one", b"the"), Text("two", TEXT.encode())])
+    assert [table.title for table in found.tables] == [
+        "Tokens by text",
+        "Tokens by script: one",
+        "Tokens by script: two",
+        "Share of tokens that the column has too",
+    ]
 
 
 # -- boundary -----------------------------------------------------------------------------------------------------
