@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kobza.core.errors import NotFinite, OutOfRange
+from kobza.core.errors import BadValue, NotFinite, OutOfRange
 from kobza.core.figure import Figure
 from kobza.core.files import sha256
 from kobza.core.progress import Task, task
@@ -34,7 +34,7 @@ from kobza.training.parts import checkpoints, optimizers, sizing
 from kobza.training.parts.corpus import Given, Held
 from kobza.training.parts.log import Log
 from kobza.training.parts.losses import mean_loss
-from kobza.training.parts.ranks import ranks
+from kobza.training.parts.ranks import Sharding, cut_like, ranks, whole
 from kobza.training.parts.schedules import Budget, budget, rate_at
 
 __all__ = ["Given", "Job", "Plan", "Run", "autocast", "held_bits", "plan", "run"]
@@ -61,6 +61,7 @@ class Plan:
         evaluate: updates between two looks at the held-out text, 0: a twelfth of the steps.
         checkpoint: updates between two checkpoints, 0: at every look.
         patience: looks without a new minimum before the run ends, 0: never; then the best weights are returned.
+        sharded: cut parameters, gradients and optimizer state among the ranks (adamw).
         seed: of the batches and of everything else that is drawn.
     """
 
@@ -79,6 +80,7 @@ class Plan:
     evaluate: int = 0
     checkpoint: int = 0
     patience: int = 0
+    sharded: bool = False
     seed: int = 0
 
     @property
@@ -107,6 +109,8 @@ def plan(budget_: str | int | Budget, *, betas: tuple[float, float] = (0.9, 0.99
         )
     if made.precision not in ("auto", "float32", "bfloat16"):
         raise OutOfRange(f"precision {made.precision!r}: one of 'auto', 'float32', 'bfloat16'.")
+    if made.sharded and made.optimizer != "adamw":
+        raise BadValue(f"the optimizer {made.optimizer!r} needs whole matrices.", "Shard with adamw.")
     rate_at(0.0, 0, kind=made.schedule)  # an unknown schedule is named before anything is computed
     return made
 
@@ -187,7 +191,9 @@ class _Step(nn.Module):
         self.module = job.module
         self._loss, self._dtype, self.said = job.loss, dtype, dict[str, float]()
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any) -> Any:
+        if callable(batch):  # a look: sharded parameters are whole only in here
+            return batch()
         with autocast(self._dtype, next(self.module.parameters()).device.type):
             loss, self.said = self._loss(batch)
         return loss
@@ -199,6 +205,8 @@ class _Loop:
     def __init__(self, job: Job, how: Plan, folder: Path | None, log: tuple[str, ...]) -> None:
         self.job, self.how, self.ranks = job, how, ranks()
         self.folder = folder
+        self.stepper = _Step(job, how.dtype)
+        self.sharding = Sharding(self.stepper, job.module) if how.sharded and self.ranks.world > 1 else None
         self.trained = {name: p for name, p in job.module.named_parameters() if p.requires_grad}
         if not self.trained:
             raise OutOfRange("no parameter of the model requires a gradient: there is nothing to train.")
@@ -230,8 +238,7 @@ class _Loop:
         return rows[-1] if rows else None
 
     def run(self) -> tuple[Table, dict[str, Any]]:
-        self.stepper = _Step(self.job, self.how.dtype)
-        stepping = self.ranks.shared(self.stepper)
+        stepping = self.stepper if self.sharding else self.ranks.shared(self.stepper)
         total = self.how.budget.steps
         with task(self.job.label, total) as work, torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.noise)
@@ -271,15 +278,14 @@ class _Loop:
         for n in range(self.how.accumulate):
             batch = self.ranks.part(self.job.draw(self.generator))
             last = n + 1 == self.how.accumulate
-            quiet = nullcontext() if last or self.ranks.world == 1 else stepping.no_sync()  # type: ignore[operator]
-            with quiet:
+            with self._quiet(stepping, last):
                 loss = stepping(batch) / self.how.accumulate
                 if not torch.isfinite(loss):
                     self._refuse(batch)
                 loss.backward()
             total += loss.detach()
             self.tokens += self.job.batch_tokens
-        self.norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.how.clip or math.inf)
+        self.norm = whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.how.clip or math.inf))
         if not torch.isfinite(self.norm):
             self._refuse(batch)
         self.optimizer.step()
@@ -288,6 +294,12 @@ class _Loop:
         self.step += 1
         if self.job.after is not None:
             self.job.after(self.step, self.optimizer)
+
+    def _quiet(self, stepping: Any, is_last: bool) -> Any:
+        """Return a context in which ranks do not yet exchange gradients, unless the update is due."""
+        if self.sharding:
+            stepping.set_requires_gradient_sync(is_last)
+        return nullcontext() if is_last or self.sharding or self.ranks.world == 1 else stepping.no_sync()
 
     def _refuse(self, batch: Any) -> None:
         where = first_not_finite(self.job, batch, self.how.dtype)
@@ -315,7 +327,7 @@ class _Loop:
         if self.job.measure is not None:
             self.job.module.eval()
             with optimizers.averaged(self.optimizer), torch.no_grad():
-                row |= {key: float(value) for key, value in self.job.measure().items()}
+                row |= {key: float(value) for key, value in self.stepper(self.job.measure).items()}
                 self._remember(row)
         row |= self.stepper.said if self.step else {}
         row["tokens_per_second"] = (self.tokens - tokens) / max(seconds - before, 1e-9)
@@ -323,7 +335,7 @@ class _Loop:
         if self.job.sample is not None and len(self.history) % SAMPLED == 0 and self.step:
             with optimizers.averaged(self.optimizer):
                 self.job.module.eval()
-                row["sample"] = self.job.sample()
+                row["sample"] = self.stepper(self.job.sample)
         self.since = (self.tokens, self.seconds)
         self.history.append(row)
         self.log.write(row)
@@ -336,11 +348,13 @@ class _Loop:
                 self.best_weights = {name: p.detach().clone() for name, p in self.trained.items()}
 
     def _save(self) -> None:
+        weights, optimizer = whole(self.trained | self.job.also), whole(self.optimizer.state_dict())
+        best = whole(self.best_weights)
         if self.ranks.is_first and self.folder is not None:
             state = checkpoints.State(
-                self.step, self.seconds, self.tokens, {**self.trained, **self.job.also}, self.optimizer.state_dict(),
+                self.step, self.seconds, self.tokens, weights, optimizer,
                 {"batches": self.generator.get_state(), "torch": torch.get_rng_state()},
-                self.history, self.best, self.best_weights, self._identity(),
+                self.history, self.best, best, self._identity(),
             )  # fmt: skip
             if self.losses:  # the mean that the next row will show must not depend on where the run was cut
                 state.random["losses"] = torch.stack(self.losses)
@@ -353,19 +367,24 @@ class _Loop:
             return
         with torch.no_grad():
             for name, p in (self.trained | self.job.also).items():
-                p.copy_(state.weights[name])
+                p.copy_(cut_like(state.weights[name], p))
         self.optimizer.load_state_dict(state.optimizer)
+        for p in self.trained.values() if self.sharding else ():
+            for key, values in self.optimizer.state[p].items():
+                if values.shape == p.shape:
+                    self.optimizer.state[p][key] = cut_like(values, p)
         self.generator.set_state(state.random["batches"])
         self.noise = state.random["torch"]
         self.step, self.before, self.tokens = state.step, state.seconds, state.tokens
-        self.history, self.best, self.best_weights = state.history, state.best, state.best_weights
+        self.history, self.best = state.history, state.best
+        self.best_weights = {name: cut_like(values, self.trained[name]) for name, values in state.best_weights.items()}
         self.losses = list(state.random["losses"]) if "losses" in state.random else []
         self.since = (self.tokens, self.before)
         self.resumed = self.step
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be equal for a checkpoint to fit: everything but the budget, which may be raised."""
-        fixed = {key: value for key, value in asdict(self.how).items() if key not in ("budget", "patience")}
+        fixed = {key: value for key, value in asdict(self.how).items() if key not in ("budget", "patience", "sharded")}
         if self.how.schedule != "constant":
             fixed["budget"] = str(self.how.budget)
         shapes = {name: list(p.shape) for name, p in self.trained.items()}
@@ -382,13 +401,16 @@ class _Loop:
             with torch.no_grad():
                 for name, p in self.trained.items():
                     p.copy_(last[name])
+        state_bytes, count = optimizers.state_bytes(self.optimizer), sum(p.numel() for p in self.trained.values())
+        if self.sharding:
+            self.sharding.undone()
         self.job.module.eval()
         updates = self.step - getattr(self, "resumed", 0)
         facts = {
             "ended": self.why, "steps": self.step, "seconds": self.seconds,
             "seconds_per_step": (self.seconds - self.before) / max(updates, 1), "best_step": self.best.get("step"),
-            "optimizer_state_bytes": optimizers.state_bytes(self.optimizer), "peak_bytes": sizing.peak_bytes(),
-            "trained_parameters": sum(p.numel() for p in self.trained.values()), "ranks": self.ranks.world,
+            "optimizer_state_bytes": state_bytes, "peak_bytes": sizing.peak_bytes(),
+            "trained_parameters": count, "ranks": self.ranks.world,
         }  # fmt: skip
         order = ["step", "seconds", "tokens", "loss", "held", "held_all"]
         history = Table(self.history, units=UNITS, title=self.job.label, order=order)

@@ -56,6 +56,7 @@ def train(
     held: float = 0.1,
     evaluate: int = 0,
     patience: int = 0,
+    sharded: bool = False,
     folder: str = "",
     log: list[str] | None = None,
     seed: int = 0,
@@ -93,6 +94,7 @@ def train(
         held: share of the text that is held out, its end [fraction, 0 .. below 1].
         evaluate: updates between two looks at the held-out part [count, 0 ..]; 0: a twelfth of the steps.
         patience: looks without a new minimum after which the run ends with the best weights [count, 0 ..]; 0: never.
+        sharded: cut weights, gradients and optimizer state among the ranks that torchrun started (adamw).
         folder: where checkpoints and the log go; the same call goes on from there.
         log: further logs, "tensorboard" or "wandb".
         seed: of weights and batches [0 ..].
@@ -122,7 +124,7 @@ def train(
     how = base.plan(
         budget if budget else steps, optimizer=optimizer, rate=rate or _rate(kind, sizes.width), schedule=schedule,
         warmup=warmup, decay=decay, clip=clip, accumulate=accumulate, precision=precision, evaluate=evaluate,
-        patience=patience, seed=seed,
+        patience=patience, sharded=sharded, seed=seed,
     )  # fmt: skip
     tokens = windows.batch * windows.context
     foreseen = sizing.predict(module, tokens=tokens, optimizer=optimizer, precision=how.dtype, calls=accumulate)

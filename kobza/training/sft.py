@@ -41,6 +41,7 @@ def train(
     held: float = 0.1,
     evaluate: int = 0,
     patience: int = 0,
+    sharded: bool = False,
     folder: str = "",
     log: list[str] | None = None,
     seed: int = 0,
@@ -70,6 +71,7 @@ def train(
         held: share that is held out [fraction, 0 .. below 1].
         evaluate: updates between two looks at the held-out part [count, 0 ..]; 0: a twelfth of the steps.
         patience: looks without a new minimum after which the run ends with the best weights [count, 0 ..]; 0: never.
+        sharded: cut weights, gradients and optimizer state among the ranks that torchrun started (adamw).
         folder: where checkpoints and the log go; the same call goes on from there.
         log: further logs, "tensorboard" or "wandb".
         seed: of batches and adapter [0 ..].
@@ -85,7 +87,7 @@ def train(
     how = base.plan(
         budget if budget else steps, optimizer=optimizer, rank=rank, rate=rate or default_rate(adapter),
         schedule=schedule, warmup=warmup, decay=decay, clip=clip, accumulate=accumulate, precision=precision,
-        evaluate=evaluate, patience=patience, seed=seed,
+        evaluate=evaluate, patience=patience, sharded=sharded, seed=seed,
     )  # fmt: skip
     length = tuning.context_of(model, context)
     policy = Policy.of(model, adapter, seed=seed)

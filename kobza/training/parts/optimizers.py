@@ -108,8 +108,13 @@ class Several:
 
 
 def state_bytes(optimizer: Any) -> int:
-    """Return the bytes of all tensors that the optimizer keeps between steps; a shared one counts once."""
-    seen = {id(t): t.nbytes for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)}
+    """Return the bytes of all tensors that the optimizer keeps here between steps; a shared one counts once."""
+    seen = {
+        id(t): getattr(t, "to_local", lambda t=t: t)().nbytes
+        for s in optimizer.state.values()
+        for t in s.values()
+        if isinstance(t, Tensor)
+    }
     return sum(seen.values())
 
 
