@@ -35,6 +35,8 @@ class Step:
         entropy: of the model's distribution at this place [nats].
         varentropy: variance of the surprisal in that distribution [nats^2].
         is_drafted: it was proposed before the model judged it.
+        decided: layers behind which this token, read out by the last norm and the head, was the likeliest and
+            remained so; 0 where it was not looked for.
     """
 
     id: int
@@ -43,6 +45,7 @@ class Step:
     entropy: float = 0.0
     varentropy: float = 0.0
     is_drafted: bool = False
+    decided: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,16 @@ class Session:
         self.passes += 1
         return self.checked(self.run.feed([list(ids)], keep=keep)[0].cpu())
 
+    def feed_deep(self, ids: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Read tokens; return logits (V,) and the likeliest token behind each layer, the last included.
+
+        Cost: one more read-out by the head for every layer.
+        """
+        self.passes += 1
+        found = self.run.feed_layers([list(ids)], range(1, self.model.layers))
+        likeliest = [int(found[n][0].argmax()) for n in range(1, self.model.layers + 1)]
+        return self.checked(found[self.model.layers][0].cpu()), likeliest
+
     def checked(self, logits: Tensor) -> Tensor:
         """Return logits (..., V) that are numbers.
 
@@ -128,13 +141,14 @@ class Session:
             )
         return logits
 
-    def say(self, token: int, logits: Tensor, *, is_drafted: bool = False) -> Step | Reason:
+    def say(self, token: int, logits: Tensor, *, is_drafted: bool = False, decided: int = 0) -> Step | Reason:
         """Put a token behind the text and return its event; "end" for an end token, which is no part of the text.
 
         Args:
             token: what was chosen.
             logits: the model's own (V,), before any rule.
             is_drafted: it was proposed before.
+            decided: see `Step`.
         """
         if token in self.ends:
             return "end"
@@ -142,7 +156,7 @@ class Session:
         logprobs = logits.log_softmax(-1)
         entropy, varentropy = spread(logprobs)
         seconds = time.perf_counter() - self.begin
-        return Step(token, float(logprobs[token]), seconds, entropy, varentropy, is_drafted)
+        return Step(token, float(logprobs[token]), seconds, entropy, varentropy, is_drafted, decided)
 
 
 Strategy = Callable[[Session], Iterator[Event]]
@@ -291,7 +305,15 @@ class Generation:
 
 
 def speak(
-    model: Model, prompt: Prompt, strategy: Strategy, *, tokens: int, stop: Sequence[str] = (), chat: bool = False
+    model: Model,
+    prompt: Prompt,
+    strategy: Strategy,
+    *,
+    tokens: int,
+    stop: Sequence[str] = (),
+    chat: bool = False,
+    context: int = 0,
+    ahead: int = 0,
 ) -> Generation:
     """Let a model go on with a prompt by a strategy; nothing is computed before the Generation is read.
 
@@ -302,6 +324,8 @@ def speak(
         tokens: tokens at most [tokens, 1 ..].
         stop: texts that end the generation.
         chat: put a text into the model's chat template as the user's message.
+        context: positions that can be read; 0 takes the trained ones [positions, 0 ..].
+        ahead: positions that the strategy uses besides [positions, 0 ..].
 
     Raises:
         OutOfRange: `tokens` below one, or prompt and tokens exceed the trained positions; the message has the numbers.
@@ -313,11 +337,13 @@ def speak(
     if any(not text for text in stop):
         raise BadValue("a stop text is empty: it would end every generation at once.", "Leave it out.")
     ids = prompt_ids(model, prompt, chat=chat)
-    if model.context and len(ids) + tokens > model.context:
-        room = model.context - len(ids)
+    reach = context or model.context
+    if reach and len(ids) + ahead + tokens > reach:
+        room = reach - len(ids) - ahead
+        can = f"can read {reach} this way" if context else f"was trained for {reach}"
         raise OutOfRange(
-            f"the prompt has {len(ids)} tokens and {tokens} are asked for: {len(ids) + tokens} in all, but "
-            f"'{model.name}' was trained for {model.context}.",
+            f"the prompt has {len(ids)} tokens and {tokens + ahead} are asked for: {len(ids) + tokens + ahead} in "
+            f"all, but '{model.name}' {can}.",
             f"Ask for {room} tokens at most." if room > 0 else "Shorten the prompt.",
         )
     session = Session(model, ids, tokens, chosen_backend())
@@ -330,20 +356,38 @@ def _told(session: Session, strategy: Strategy) -> Iterator[Event]:
     yield "length"
 
 
-def one_by_one(choose: Choose) -> Strategy:
-    """Return the plain strategy: choose a token from the logits behind the last one, and read it."""
+def one_by_one(choose: Choose, *, is_deep: bool = False) -> Strategy:
+    """Return the plain strategy: choose a token from the logits behind the last one, and read it.
+
+    Args:
+        choose: from logits to a token.
+        is_deep: look for the layer that decided each token.
+    """
 
     def strategy(session: Session) -> Iterator[Event]:
         new: Sequence[int] = session.ids
         while session.left:
-            logits = session.feed(new)
-            event = session.say(choose(logits, session.ids), logits)
+            logits, layers = session.feed_deep(new) if is_deep else (session.feed(new), [])
+            token = choose(logits, session.ids)
+            event = session.say(token, logits, decided=decided(layers, token))
             yield event
             if isinstance(event, str):
                 return
             new = session.ids[-1:]
 
     return strategy
+
+
+def decided(layers: Sequence[int], token: int) -> int:
+    """Return how many layers a token needed to be the likeliest for good, the likeliest behind each being given.
+
+    One more than there are where it was not the likeliest in the end; 0 where nothing is given.
+
+    >>> decided([5, 7, 5, 7, 7], 7), decided([5, 7, 7], 5), decided([], 5)
+    (4, 4, 0)
+    """
+    last = max((n for n, likeliest in enumerate(layers, 1) if likeliest != token), default=0)
+    return last + 1 if layers else 0
 
 
 def check_ranges(*facts: tuple[str, float, bool, str]) -> None:

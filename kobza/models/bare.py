@@ -97,6 +97,7 @@ class BareStepper:
         nearest: keys of the highest scores that a head attends to; 0 attends to all [keys, 0 ..].
 
     Attributes:
+        context: positions that may be read, 0 for any number.
         dropped: positions evicted; those stored are the other length - dropped, in order.
         weight: after `watch`, (2, L, B, K, room): attention that stored positions got, and how often it was more than
             the mean; the caller sets it back.
@@ -126,6 +127,7 @@ class BareStepper:
         self._norm = norm.weight.float()
         self._table: Tensor = model.module.get_input_embeddings().weight
         self._out: Tensor = model.module.get_output_embeddings().weight
+        self.context = model.context
         self.dropped = 0
         self._held: list[Tensor] = []  # states behind the early layers of tokens read only so far
         self.keys = self.values = torch.empty(0)  # (L, B, K, S, E) each
@@ -228,7 +230,7 @@ class BareStepper:
         normed = self._normed(before, vectors["norm1"])
         q = self._split(linear(normed.to(w["attn.q"].dtype), w["attn.q"], _like(b["attn.q"], w["attn.q"])))
         q = q if vectors["attn.q_norm"] is None else self._normed(q, vectors["attn.q_norm"])
-        q = _rotated(q.float(), self.cos[self.length - 1 : self.length], self.sin[self.length - 1 : self.length])
+        q = rotated(q.float(), self.cos[self.length - 1 : self.length], self.sin[self.length - 1 : self.length])
         keys = self.keys[last, :, :, : self.length - self.dropped].repeat_interleave(
             self._heads // self._kv_heads, dim=1
         )
@@ -263,6 +265,7 @@ class BareStepper:
             raise OutOfRange(f"cannot take back {n} tokens: {self.dropped} of {self.length} were dropped.")
         self.length -= n
 
+    @torch.inference_mode()
     def prune(self, n: int, path: Sequence[int]) -> None:
         """Of the last `n` tokens keep some; see `Steps.prune`."""
         chosen = checked_path(self, n, path)
@@ -276,6 +279,7 @@ class BareStepper:
         for cached in (self.keys, self.values):
             cached[..., begin : begin + len(at), :] = cached[..., at, :]
 
+    @torch.inference_mode()
     def keep(self, places: Sequence[int] | Tensor) -> None:
         """Drop all stored positions but these; those kept stay where they are in the text.
 
@@ -401,8 +405,8 @@ class BareStepper:
         q, k, v = (self._split(linear(normed, w[m], _like(b[m], states))) for m in ("attn.q", "attn.k", "attn.v"))
         if vectors["attn.q_norm"] is not None:
             q, k = self._normed(q, vectors["attn.q_norm"]), self._normed(k, vectors["attn.k_norm"])
-        self._store(n, _rotated(k, cos, sin), v, at)
-        mixed = self._attended(n, _rotated(q, cos, sin), at, visible)
+        self._store(n, rotated(k, cos, sin), v, at)
+        mixed = self._attended(n, rotated(q, cos, sin), at, visible)
         states = states + linear(mixed.to(states.dtype), w["attn.o"], _like(b["attn.o"], states))
         normed = self._normed(states, vectors["norm2"])
         gated = nn.functional.silu(linear(normed, w["mlp.gate"])) * linear(normed, w["mlp.up"])
@@ -480,7 +484,7 @@ def _like(value: Tensor | None, other: Tensor) -> Tensor | None:
     return None if value is None else value.to(other.dtype)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of heads (B, heads, T, E) by cosines and sines (T, E)."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)

@@ -1,11 +1,10 @@
-"""The bare step with keys and values stored as small whole numbers, and the rules by which stored positions go.
+"""The bare step with keys and values stored as small whole numbers.
 
 A block's entries are unpacked into one buffer that all blocks share, so that float32 is never held for more than one
 block; what a feed adds is packed when its block is done, and within that feed seen as it was.
 
 Source: keys per channel in groups of positions, values per position (Liu et al. 2024, KIVI, arXiv:2402.02750, section
-3.2); sinks (Xiao et al. 2023, arXiv:2309.17453); heavy hitters (Zhang et al. 2023, H2O, arXiv:2306.14048), weighed
-by the last queries of a prompt (Li et al. 2024, SnapKV, arXiv:2404.14469).
+3.2).
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from kobza.models.stepping import checked_rows
 GROUP = 32  # positions that share a scale where keys are packed per channel (KIVI, table 4)
 SCALES = 4  # bytes: least value and step, float16 each
 Along = Literal["token", "channel"]
-Keep = Literal["full", "recent", "sinks", "heavy"]
 
 
 class Packed:
@@ -129,16 +127,17 @@ class PackedStepper(BareStepper):
         bits: of a stored number [bits, 4 or 8].
         keys: share a step per position and head ("token") or per channel over 32 positions ("channel"), of which the
             unfinished last 32 stay float32. Values are packed per position and head.
+        nearest: keys of the highest scores that a head attends to; 0 attends to all [keys, 0 ..].
 
     Raises:
         BadValue: other bits, or heads of odd width with 4.
     """
 
-    def __init__(self, model: Model, batch: int = 1, *, bits: int = 8, keys: Along = "token") -> None:
+    def __init__(self, model: Model, batch: int = 1, *, bits: int = 8, keys: Along = "token", nearest: int = 0) -> None:
         if bits not in (4, 8):
             raise BadValue(f"a cache of {bits} bits: give 4 or 8.")
         self.is_per_channel = keys == "channel"
-        super().__init__(model, batch)
+        super().__init__(model, batch, nearest=nearest)
         if self._head_width % 2 and bits == 4:
             raise BadValue(f"heads of odd width {self._head_width} cannot be packed two numbers to a byte.")
         empty = torch.empty(batch, self._kv_heads, 0, self._head_width)
@@ -217,26 +216,3 @@ class PackedStepper(BareStepper):
             side.rows(torch.tensor(chosen))
         self.batch = len(chosen)
         self._set_aside(self.keys.shape[3])
-
-
-def evict(rule: Keep, stored: int, budget: int, sinks: int, weight: Tensor) -> list[int]:
-    """Return the places that a rule keeps, rising.
-
-    Args:
-        rule: "full" keeps all, "recent" the last, "sinks" the first `sinks` and the last, "heavy" the last half of the
-            budget and of the others those that got most attention.
-        stored: positions there are.
-        budget: positions kept at most [count, 2 ..].
-        sinks: first positions kept by "sinks" [count, 0 .. budget - 1].
-        weight: attention that each stored position got (S,), for "heavy".
-
-    >>> evict("sinks", 9, 4, 1, torch.empty(0))
-    [0, 6, 7, 8]
-    """
-    if rule == "full" or stored <= budget:
-        return list(range(stored))
-    if rule == "heavy":
-        old = stored - budget // 2
-        return [*sorted(weight[:old].topk(budget - budget // 2).indices.tolist()), *range(old, stored)]
-    first = sinks if rule == "sinks" else 0
-    return [*range(first), *range(stored - budget + first, stored)]

@@ -1,8 +1,9 @@
-"""A model fed step by step with its keys and values kept: one interface over three backends, and plain sampling.
+"""A model fed step by step with its keys and values kept: one interface over several backends, and plain sampling.
 
 auto           bare where it fits, else transformers
 transformers   every family, hooks and edits of any kind (`Stepper`)
 bare           Llama-type models without module overhead (`bare.py`)
+paged          the same with its cache in pages, which forks and rows share (`paging.py`)
 llama          llama.cpp for a GGUF file (`llama.py`; the extra `llama`)
 """
 
@@ -24,7 +25,7 @@ from kobza.models import attention, rules
 from kobza.models.model import Model
 
 CROPPABLE = {"full_attention", "sliding_attention", "chunked_attention"}
-BACKENDS = ("auto", "transformers", "bare", "llama")
+BACKENDS = ("auto", "transformers", "bare", "paged", "llama")
 _CHOSEN: ContextVar[str] = ContextVar("backend", default="auto")
 Ids = Tensor | Sequence[Sequence[int]]  # (B, T)
 
@@ -99,10 +100,14 @@ def steps(model: Model, batch: int = 1, *, backend: str = "") -> Steps:
     from kobza.models import bare
 
     reason = bare.misfit(model)
+    if chosen in ("bare", "paged") and reason:
+        raise BadValue(f"'{model.name}' does not fit the bare step: {reason}.", "Use the backend transformers.")
+    if chosen == "paged":
+        from kobza.models.paging import PagedStepper
+
+        return PagedStepper(model, batch)
     if not reason:
         return bare.BareStepper(model, batch)
-    if chosen == "bare":
-        raise BadValue(f"'{model.name}' does not fit the bare step: {reason}.", "Use the backend transformers.")
     return Stepper(model, batch)
 
 
@@ -132,7 +137,7 @@ def checked(run: Steps, ids: Ids, keep: int) -> Tensor:
     fed = torch.as_tensor(ids, dtype=torch.long)
     if fed.ndim != 2 or fed.shape[0] != run.batch or fed.shape[1] < keep or keep < 1:
         raise OutOfRange(f"fed ids {tuple(fed.shape)} with keep={keep}: need ({run.batch}, T), 1 <= keep <= T.")
-    context = run.model.context
+    context = getattr(run, "context", run.model.context)  # some runs read more
     if context and run.length + fed.shape[1] > context:
         total = run.length + fed.shape[1]
         raise OutOfRange(f"{total} positions exceed the {context} that {run.model.name!r} was trained for.")

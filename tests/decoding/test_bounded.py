@@ -9,7 +9,7 @@ from kobza.core.errors import BadValue, OutOfRange
 from kobza.decoding import bounded, greedy
 from kobza.decoding.base import Note
 from kobza.models.bare import BareStepper
-from kobza.models.caching import GROUP, Packed, PackedStepper, cache_bytes, evict
+from kobza.models.caching import GROUP, Packed, PackedStepper, cache_bytes
 from kobza.models.tiny import tiny
 
 IDS = torch.randint(0, 300, (1, 90), generator=torch.Generator().manual_seed(0))
@@ -98,24 +98,15 @@ def test_a_packed_run_drops_what_the_full_one_drops() -> None:
     assert run.nbytes == cache_bytes(model, 15, bits=8)
 
 
-def test_rules_keep_the_budget_and_the_heaviest() -> None:
-    weight = torch.arange(10.0).flip(0)
-    assert evict("recent", 10, 4, 0, weight) == [6, 7, 8, 9]
-    assert evict("sinks", 10, 4, 2, weight) == [0, 1, 8, 9]
-    assert evict("heavy", 10, 4, 0, weight) == [0, 1, 8, 9]
-    assert evict("heavy", 10, 4, 0, weight.flip(0)) == [6, 7, 8, 9]
-    assert evict("full", 10, 4, 0, weight) == list(range(10))
-
-
 def test_a_full_cache_of_floats_speaks_like_greedy() -> None:
     model = tiny()
     expected = greedy.generate(model, "The bandura", tokens=20).ids
     assert bounded.generate(model, "The bandura", tokens=20, store="float32").ids == expected
-    for drop in ("recent", "sinks", "heavy"):
+    for drop in ("recent", "sinks", "random", "heavy", "pivotal"):
         assert bounded.generate(model, "The bandura", tokens=20, store="float32", drop=drop).ids == expected
 
 
-@pytest.mark.parametrize("drop", ["recent", "sinks", "heavy"])
+@pytest.mark.parametrize("drop", ["recent", "sinks", "random", "heavy", "pivotal"])
 def test_the_budget_is_kept_and_told(drop: Any) -> None:
     model = tiny()
     said = bounded.generate(model, "The bandura is an old instrument of wood", tokens=20, drop=drop, budget=8)

@@ -30,6 +30,17 @@ def test_the_bare_step_and_transformers_accept_the_same() -> None:
     assert rates[0] == rates[1] > 0
 
 
+@pytest.mark.parametrize("backend", ["bare", "transformers"])
+@pytest.mark.parametrize("confidence", [0.02, 0.1, 1.0])
+def test_an_exit_that_is_not_sure_proposes_nothing_and_changes_nothing(backend: str, confidence: float) -> None:
+    model = make_tiny(layers=4)
+    with using(backend):
+        right = greedy.generate(model, "The kobza", tokens=40)
+        found = early_exit.generate(model, "The kobza", tokens=40, layer=3, draft=3, confidence=confidence)
+    assert found.ids == right.ids
+    assert (not found.drafts) == (confidence == 1.0)
+
+
 def test_layers_that_are_not_there_are_refused(tiny: Any) -> None:
     with pytest.raises(OutOfRange, match="layer is 2; allowed is 0 to 1"):
         early_exit.generate(tiny, "a", layer=2)
