@@ -1,32 +1,43 @@
-"""Decoding SmolLM2: speed of the backends, of speculation, and what constrained output costs; ratios within one run.
+"""Decoding: speed of the backends, what speculation saves, what smaller caches and longer texts cost; docs/decoding.md.
 
-    .venv/bin/python bench/decoding.py [speed] [prompt] [speculation] [exits] [schema] [cache]
+    python bench/decoding.py [PART ...] [--text FILE] [--exits FOLDER] [--heads FILE] [--keep FOLDER]
 
-CPU seconds of one thread. The limit of the memory is what summing all weights takes (a pure read).
+Parts: speed, prompt, speculation, exact, exits, schema, cache, needle, packed, pages, nearest, positions, latent,
+decided, and page, which writes docs/decoding.md and its pictures from what the others kept in FOLDER. FILE of --text is
+an English text (tinyshakespeare in the page; default: topics), of --kobzar the text of the embedded model of that name,
+FOLDER of --exits what examples/exit_loss.py made, FILE of --heads what examples/draft_heads.py made; without them their
+rows are left out. CPU seconds of one thread, ratios within one run.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import _decoding_cache as small
+import _decoding_page as page
 import torch
 
 import kobza
 from kobza.core import techniques
-from kobza.models.caching import cache_bytes
 from kobza.models.stepping import steps, using
 
-TOKENS = 48
-PASSAGE = kobza.text("topics[:500]").string
-COPY = f"Repeat the passage word for word.\n{PASSAGE}\n\nThe passage again:\n{PASSAGE}\n\nThe passage again:\n"
-FREE = "Once upon a time, in a village by the river, there lived an old man who"
+TOKENS = 64
+PASSAGES = (kobza.text("topics[:500]").string, kobza.text("source[4000:4400]").string)
+COPY = [f"Repeat the passage word for word.\n{p}\n\nThe passage again:\n{p}\n\nThe passage again:\n" for p in PASSAGES]
+FREE = [
+    "Once upon a time, in a village by the river, there lived an old man who",
+    "The three most important things to know about the history of Europe are",
+]
+SHORT = kobza.text("topics[3000:3090]").string
+SMALL = {"copy": [f"{SHORT}\n\n{SHORT[:30]}", "float() int() float() int() float() int() float()"],
+         "free": ["The river", "In physics, the word"]}  # fmt: skip
 SCHEMA = {
     "type": "object", "required": ["name", "strings", "is_plucked"], "additionalProperties": False,
     "properties": {"name": {"type": "string", "pattern": "^[a-z]{1,10}$"},
@@ -44,9 +55,37 @@ def timed(function: Callable[[], Any], repeats: int = 2) -> tuple[float, Any]:
     return best, found
 
 
-def speed(model: Any) -> None:
-    """Generation by transformers' generate, by each backend, and the limit of the memory."""
-    ids = torch.tensor([model.tokenizer.encode(FREE)])
+def speed(model: Any, given: Any) -> small.Rows:
+    """Generation by transformers' generate and by each backend, and the limit of the memory, taken in between."""
+    rows: small.Rows = []
+    for dtype in ("float32", "bfloat16"):
+        one = model if dtype == "float32" else kobza.open("smollm2", dtype=dtype)
+        weights = [p for p in one.module.parameters() if p.ndim > 1]
+        limits: list[float] = []
+
+        def limit(weights: Any = weights, limits: list[float] = limits) -> None:
+            limits.append(1 / timed(lambda: [w.view(torch.float32).sum() for w in weights], 3)[0])
+
+        ways = _ways(one, dtype)
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(3):
+            for name, way in ways.items():
+                limit()
+                found[name].append(_rate(way))
+        right = ways["transformers' generate"](24)
+        base, most = max(found["transformers' generate"]), max(limits)
+        for name, rates in found.items():
+            same = ways[name](24)
+            row = {"dtype": dtype, "way": name, "rate": max(rates), "of_generate": max(rates) / base}
+            row |= {"of_limit": max(rates) / most, "limit": most, "equal": same == right}
+            rows.append(row)
+            small.yield_row(row)
+    return rows
+
+
+def _ways(model: Any, dtype: str) -> dict[str, Callable[[int], Any]]:
+    """Return {name: generates so many tokens}."""
+    ids = torch.tensor([model.tokenizer.encode(FREE[0])])
     more = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
 
     def theirs(count: int) -> list[int]:
@@ -61,26 +100,23 @@ def speed(model: Any) -> None:
             made.append(int(run.feed([[made[-1]]]).argmax()))
         return made
 
-    def rate(function: Callable[[int], Any]) -> float:
-        short, long = timed(lambda: function(8))[0], timed(lambda: function(TOKENS))[0]
-        return (TOKENS - 8) / (long - short)
-
-    weights = [p for p in model.module.parameters() if p.ndim > 1]
-    limit = 1 / timed(lambda: [w.sum() for w in weights], 5)[0]
-    base, right = rate(theirs), theirs(TOKENS)
-    print(f"limit of the memory {limit:6.1f} token/s")
-    print(f"transformers' generate {base:6.1f}, {base / limit:.2f} of the limit")
-    for backend in ("transformers", "bare", "llama"):
-        with contextlib.suppress(kobza.KobzaError):
-            found = rate(lambda n, b=backend: ours(b, n))
-            same = sum(a == b for a, b in zip(ours(backend, TOKENS), right, strict=True))
-            print(f"{backend:13} {found:6.1f}, {found / base:.2f} x generate, {found / limit:.2f} of the limit, "
-                  f"{same} of {TOKENS} tokens equal")  # fmt: skip
-    with contextlib.suppress(ImportError):
-        print(f"llama.cpp by its own loop {rate(lambda n: own_llama(model, ids[0].tolist(), n)):6.1f}")
+    ways: dict[str, Callable[[int], Any]] = {"transformers' generate": theirs}
+    ways |= {f"{name} backend": lambda n, b=name: ours(b, n) for name in ("transformers", "bare", "paged")}
+    with contextlib.suppress(ImportError, kobza.KobzaError):
+        if dtype == "float32":
+            ours("llama", 2)
+            own_llama(model, ids[0].tolist(), 2)
+            ways["llama backend (Q4_1)"] = lambda n: ours("llama", n)
+            ways["llama.cpp's own loop (Q4_1)"] = lambda n: own_llama(model, ids[0].tolist(), n)
+    return ways
 
 
-def own_llama(model: Any, ids: list[int], count: int) -> None:
+def _rate(way: Callable[[int], Any]) -> float:
+    short, long = (timed(lambda n=n: way(n), 1)[0] for n in (8, 48))
+    return 40 / (long - short)
+
+
+def own_llama(model: Any, ids: list[int], count: int) -> list[int]:
     """Generate by llama-cpp-python's own class."""
     import llama_cpp
 
@@ -88,43 +124,78 @@ def own_llama(model: Any, ids: list[int], count: int) -> None:
     if _LLAMA is None:
         _LLAMA = llama_cpp.Llama(model.origin.path, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
     _LLAMA.reset()
-    for made, _ in enumerate(_LLAMA.generate(ids, temp=0.0, reset=True), 1):
-        if made == count:
-            return
+    made = []
+    for token in _LLAMA.generate(ids, temp=0.0, reset=True):
+        made.append(int(token))
+        if len(made) == count:
+            break
+    return made
 
 
 _LLAMA: Any = None
 
 
-def prompt(model: Any) -> None:
+def prompt(model: Any, given: Any) -> small.Rows:
     """The first token behind a prompt of 2,000 tokens."""
     ids = torch.tensor([model.tokenizer.encode(kobza.text("topics[:20000]").string)[:2000]])
-    seconds = {}
-    for backend in ("transformers", "bare"):
-        seconds[backend] = timed(lambda b=backend: steps(model, backend=b).feed(ids), 2)[0]
-    print(f"2,000 tokens: transformers {seconds['transformers']:.2f} s, bare {seconds['bare']:.2f} s, "
-          f"ratio {seconds['bare'] / seconds['transformers']:.2f}")  # fmt: skip
+    seconds: dict[str, list[float]] = {"transformers": [], "bare": []}
+    for _ in range(3):
+        for backend, found in seconds.items():
+            found.append(timed(lambda b=backend: steps(model, backend=b).feed(ids), 1)[0])
+    row = {name: min(found) for name, found in seconds.items()} | {
+        "ratio": min(seconds["bare"]) / min(seconds["transformers"])
+    }
+    small.yield_row(row)
+    return [row]
 
 
-def speculation(model: Any) -> None:
-    """Passes saved and time, against greedy in the same run."""
-    ways = {
-        "lookup": {}, "ngram": {},
-        "assisted": {"assistant": "gguf", "draft": 3}, "early_exit": {"layer": 27, "draft": 1},
+def _kinds(given: Any, is_small: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return {what it is called: (technique, options)} of all speculation."""
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "lookup": ("lookup", {}), "tree of lookups": ("tree", {}), "n-grams": ("ngram", {}),
     }  # fmt: skip
-    for backend in ("bare", "transformers"):
-        for name, text in (("copy", COPY), ("free", FREE)):
-            with using(backend):
-                plain, right = _run("greedy", model, text, {})
-                for way, options in ways.items():
-                    if backend == "transformers" and way in ("assisted", "early_exit"):
-                        continue
-                    with contextlib.suppress(kobza.KobzaError):
-                        found, said = _run(way, model, text, options)
-                        accepted = sum(d.accepted for d in said.drafts)
-                        print(f"{backend:13}{name:5}{way:11} ratio {plain / found:5.2f}, passes {said.passes:3} of "
-                              f"{right.passes}, accepted {said.acceptance:.2f} ({accepted}), "
-                              f"equal: {said.ids == right.ids}", flush=True)  # fmt: skip
+    if is_small:
+        exits = ((1, 1, 0.0), (2, 1, 0.0), (2, 2, 0.0), (2, 4, 0.5), (3, 4, 0.5), (4, 4, 0.7))
+    else:
+        exits = ((27, 1, 0.0), (20, 1, 0.5))
+        kinds["Q4_1 by llama.cpp as draft"] = "assisted", {"assistant": "gguf", "draft": 3}
+        if given.heads:
+            kinds["draft heads, chain"] = "hydra", {"heads": given.heads, "width": 1, "draft": 3}
+            kinds["draft heads, tree"] = "hydra", {"heads": given.heads}
+    for layer, draft, sure in exits:
+        name = f"exit at {layer}, draft {draft}" + (f", if {sure} sure" if sure else "")
+        kinds[name] = "early_exit", {"layer": layer, "draft": draft, "confidence": sure}
+    return kinds
+
+
+def _models(model: Any, given: Any) -> list[tuple[Any, bool]]:
+    return [(model, False)] + ([(kobza.open(given.exits), True)] if given.exits else [])
+
+
+def speculation(model: Any, given: Any) -> small.Rows:
+    """Passes, tokens a pass, and CPU time against greedy in the same run."""
+    rows: small.Rows = []
+    for one, is_small in _models(model, given):
+        for kind, texts in SMALL.items() if is_small else (("copy", COPY), ("free", FREE)):
+            plain = [_run("greedy", one, text, {}) for text in texts]
+            for name, (way, options) in _kinds(given, is_small).items():
+                with contextlib.suppress(kobza.KobzaError):
+                    found = [_run(way, one, text, options) for text in texts]
+                    again = [_run("greedy", one, text, {})[0] for text in texts]
+                    seconds = sum(min(a, b) for (a, _), b in zip(plain, again, strict=True))
+                    passes = sum(said.passes for _, said in found)
+                    made = sum(len(said.ids) for _, said in found)
+                    proposed = sum(len(draft.ids) for _, said in found for draft in said.drafts)
+                    accepted = sum(draft.accepted for _, said in found for draft in said.drafts)
+                    row = {
+                        "model": one.name, "prompt": kind, "way": name, "passes": passes, "tokens": made,
+                        "a_pass": made / passes, "acceptance": accepted / proposed if proposed else None,
+                        "ratio": seconds / sum(each for each, _ in found),
+                        "equal": all(a.ids == b.ids for (_, a), (_, b) in zip(found, plain, strict=True)),
+                    }  # fmt: skip
+                    rows.append(row)
+                    small.yield_row(row)
+    return rows
 
 
 def _run(name: str, model: Any, text: str, options: dict[str, Any]) -> tuple[float, Any]:
@@ -133,34 +204,57 @@ def _run(name: str, model: Any, text: str, options: dict[str, Any]) -> tuple[flo
     for _ in range(2):
         said = techniques.verb("decoding", name)(model, text, tokens=TOKENS, **options)
         pieces = iter(said)
-        next(pieces)
+        next(pieces, None)
         begin = time.process_time()
         _ = said.ids
         best = min(best, time.process_time() - begin)
     return best, said
 
 
-def exits(model: Any) -> None:
-    """How often a token of the model's own greedy text is decided at a layer, and what a draft there could gain."""
+def exact(model: Any, given: Any) -> small.Rows:
+    """In how many of eight texts every kind of speculation says what greedy decoding says, by type and backend."""
+    begins = ["The kobza is", "def main():", "1, 2, 3,", "Dear Sir,", "In 1914", "Water is", *FREE]
+    rows: small.Rows = []
+    for dtype in ("float32", "bfloat16"):
+        one = model if dtype == "float32" else kobza.open("smollm2", dtype=dtype)
+        for backend in ("bare", "transformers") if dtype == "bfloat16" else ("bare",):
+            with using(backend):
+                right = [techniques.verb("decoding", "greedy")(one, text, tokens=40).ids for text in begins]
+                for name, (way, options) in _kinds(given, False).items():
+                    if "llama" in name or (backend == "transformers" and way == "early_exit"):
+                        continue
+                    forced = options | ({"price": 0.0} if way in ("lookup", "tree", "ngram") else {})
+                    found = [techniques.verb("decoding", way)(one, text, tokens=40, **forced).ids for text in begins]
+                    same = sum(a == b for a, b in zip(found, right, strict=True))
+                    rows.append({"dtype": dtype, "backend": backend, "way": name, "equal": same, "of": len(begins)})
+                    small.yield_row(rows[-1])
+    return rows
+
+
+def exits(model: Any, given: Any) -> small.Rows:
+    """How often a token of a model's own greedy text is the likeliest behind a layer."""
     from kobza.decoding import greedy
 
-    said = greedy.generate(model, FREE, tokens=64)
-    run = steps(model)
-    run.feed([said.prompt_ids[:-1]])
-    layers = [10, 15, 20, 23, 25, 27, 28, 29]
-    hits = dict.fromkeys(layers, 0)
-    for new, right in zip([said.prompt_ids[-1], *said.ids], said.ids, strict=False):
-        found = run.feed_layers([[new]], layers)
-        for n in layers:
-            hits[n] += int(found[n].argmax()) == right
-    for n in layers:
-        share = hits[n] / len(said.ids)
-        # read for two tokens: the blocks once, those below the exit once more, and the head (a fifth) twice
-        best = (1 + share) / (0.79 * (1 + n / model.layers) + 2 * 0.21)
-        print(f"layer {n}: {share:.2f} accepted; one draft, cache shared: at most {best:.2f} x")
+    rows: small.Rows = []
+    for one, is_small in _models(model, given):
+        hits = dict.fromkeys(range(1, one.layers), 0)
+        made = 0
+        for text in SMALL["free"] + SMALL["copy"] if is_small else FREE:
+            said = greedy.generate(one, text, tokens=TOKENS)
+            run = steps(one)
+            for new, right in zip([said.prompt_ids, *([i] for i in said.ids)], said.ids, strict=False):
+                found = run.feed_layers([new], list(hits))
+                made += 1
+                for n in hits:
+                    hits[n] += int(found[n].argmax()) == right
+        rows.append(
+            {"model": one.name, "layers": one.layers, "tokens": made, "agree": {n: h / made for n, h in hits.items()}}
+        )
+        small.yield_row({"model": one.name} | {str(n): round(h / made, 2) for n, h in hits.items()})
+    return rows
 
 
-def schema(model: Any, count: int = 1000) -> None:
+def schema(model: Any, given: Any, count: int = 1000) -> small.Rows:
     """JSON by a schema, drawn at temperature 1: how many of the texts a parser takes."""
     from kobza.decoding import constrained
 
@@ -172,7 +266,9 @@ def schema(model: Any, count: int = 1000) -> None:
                                  seed=first)  # fmt: skip
         made += len(texts)
         valid += sum(is_complete and fits(text) for text, is_complete in texts)
-    print(f"{valid} of {made} valid, {time.process_time() - begin:.0f} s CPU; the last: {texts[-1][0]}")
+    row = {"valid": valid, "of": made, "seconds": time.process_time() - begin, "last": texts[-1][0]}
+    small.yield_row(row)
+    return [row]
 
 
 def fits(text: str) -> bool:
@@ -189,84 +285,50 @@ def fits(text: str) -> bool:
     )  # fmt: skip
 
 
-def cache(model: Any, count: int = 768, scored: int = 384) -> None:
-    """Bits per byte of a text against what the cache may hold; every kept position stays in its place."""
-    ids = [model.tokenizer.start_id, *model.tokenizer.encode(kobza.text("topics[40000:46000]").string)][: count + 1]
-    size = len(model.tokenizer.decode(ids[scored + 1 :]))
-    for budget in (0, 64, 192):
-        for policy in ("full",) if not budget else ("recent", "sinks", "random", "heavy"):
-            bits = _kept_bits(model, ids, scored, budget, policy)
-            print(f"cache {budget or count:4} {policy:7} {bits / size:.4f} bit/B", flush=True)
+def positions(model: Any, given: Any) -> small.Rows:
+    """Bits per byte by position for the small models, which were trained on windows of 128 tokens."""
+    rows: small.Rows = []
+    texts = {"kobzar": given.kobzar, "exits": "topics"}
+    for name, source in texts.items():
+        if source and (name == "kobzar" or given.exits):
+            one = kobza.open("kobzar" if name == "kobzar" else given.exits)
+            rows += [{"model": one.name, "text": name} | row for row in small.stretched(one, source)]
+    return rows
 
 
-def _kept_bits(model: Any, ids: list[int], scored: int, budget: int, policy: str) -> float:
-    """Return the bits of the tokens from `scored` on, read one by one with a bounded cache."""
-    run = steps(model, backend="bare")
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.zeros(0)  # attention that stored positions got in the last layer
-    total = 0.0
-    for place, (new, right) in enumerate(itertools.pairwise(ids)):
-        logits, scores = run.feed_scores([[new]])
-        weight = torch.cat([weight, torch.zeros(1)]) + scores[0].softmax(-1).sum(0)
-        if place >= scored:
-            total -= float(logits[0].double().log_softmax(-1)[right]) / math.log(2)
-        stored = run.length - run.dropped
-        if budget and stored >= budget + 8:  # eight at a time
-            kept = _kept(policy, stored, budget, weight, generator)
-            run.keep(kept)
-            weight = weight[kept]
-    return total
-
-
-def _kept(policy: str, stored: int, budget: int, weight: torch.Tensor, generator: torch.Generator) -> list[int]:
-    """Return the places a policy keeps, rising."""
-    if policy == "recent":
-        return list(range(stored - budget, stored))
-    if policy == "sinks":
-        return [*range(4), *range(stored - budget + 4, stored)]
-    half = budget // 2  # the recent half is kept by both of the others
-    old = stored - half
-    if policy == "random":
-        chosen = torch.randperm(old, generator=generator)[: budget - half]
-    else:
-        chosen = weight[:old].topk(budget - half).indices
-    return [*sorted(chosen.tolist()), *range(old, stored)]
-
-
-def packed(model: Any, count: int = 256) -> None:
-    """Bits per byte of a text read token by token with a packed cache, and its bytes."""
-    from kobza.models.bare import BareStepper
-    from kobza.models.caching import PackedStepper
-
-    ids = [model.tokenizer.start_id, *model.tokenizer.encode(kobza.text("topics[40000:42000]").string)][: count + 1]
-    size = len(model.tokenizer.decode(ids[1:]))
-    whole = 0
-    for bits, keys in ((32, "token"), (8, "token"), (8, "channel"), (4, "token"), (4, "channel")):
-        run = BareStepper(model) if bits == 32 else PackedStepper(model, bits=bits, keys=keys)  # type: ignore[arg-type]
-        total, begin = 0.0, time.process_time()
-        for new, right in itertools.pairwise(ids):
-            total -= float(run.feed([[new]])[0].double().log_softmax(-1)[right]) / math.log(2)
-        seconds = time.process_time() - begin
-        stored = cache_bytes(model, count, bits=bits, keys=keys)  # type: ignore[arg-type]
-        whole = whole or stored
-        print(f"{bits:2} bits by {keys:7} {total / size:.4f} bit/B, {stored / whole:.3f} of the bytes, {seconds:.1f} s")
-
-
-PARTS: dict[str, Callable[[Any], None]] = {
-    "speed": speed, "prompt": prompt, "speculation": speculation, "exits": exits, "schema": schema, "cache": cache,
-    "packed": packed,
+PARTS: dict[str, Callable[[Any, Any], small.Rows]] = {
+    "speed": speed, "prompt": prompt, "speculation": speculation, "exact": exact, "exits": exits, "schema": schema,
+    "cache": lambda model, given: small.cache(model, given.text),
+    "needle": lambda model, given: small.needle(model, "topics"),
+    "packed": lambda model, given: small.packed(model, given.text),
+    "pages": lambda model, given: small.pages(model, given.text),
+    "nearest": lambda model, given: small.nearest(model, given.text),
+    "positions": positions,
+    "latent": lambda model, given: small.latent(model, given.text),
+    "decided": lambda model, given: small.decided(model, FREE),
 }  # fmt: skip
 
 
 def main() -> None:
     """Run the parts named on the command line, or all."""
+    reader = argparse.ArgumentParser(description=__doc__)
+    reader.add_argument("parts", nargs="*", choices=[*PARTS, "page", []])
+    for name, default in (("text", "topics"), ("kobzar", ""), ("exits", ""), ("heads", ""), ("keep", "")):
+        reader.add_argument(f"--{name}", default=default)
+    given = reader.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    model = kobza.open("smollm2")
-    for name in sys.argv[1:] or PARTS:
+    model = kobza.open("smollm2") if given.parts != ["page"] else None
+    for name in given.parts or PARTS:
+        if name == "page":
+            page.write(Path(given.keep), Path(__file__).resolve().parents[1] / "docs")
+            continue
         print(f"--- {name}", flush=True)
-        PARTS[name](model)
+        rows = PARTS[name](model, given)
+        if given.keep:
+            Path(given.keep).mkdir(parents=True, exist_ok=True)
+            Path(given.keep, f"{name}.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

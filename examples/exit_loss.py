@@ -26,6 +26,7 @@ from kobza.training import base
 from kobza.training.parts import classic, corpus
 from kobza.training.parts.losses import linear_cross_entropy
 
+CONTEXT = 128  # tokens
 WEIGHT = 0.5  # of the exit's loss beside the last layer's
 DROP = 0.1  # of the last block; earlier ones less, as exp(ln 2 n / (L - 1)) - 1 does
 
@@ -66,15 +67,15 @@ def train(text: str, folder: str, budget: str, *, layers: int, width: int, is_ex
     """Train a byte-pair model of 512 ids; the last tenth of the text is held out."""
     part = corpus.split(corpus.documents(text)[0])
     tokenizer = pairs.train(part.train, size=512, special=(), pattern="gpt2")
-    windows = corpus.Windows(corpus.encoded(part.train, tokenizer), 8, 128)
+    windows = corpus.Windows(corpus.encoded(part.train, tokenizer), 8, CONTEXT)
     heads = max(1, width // 64)
-    sizes = classic.Sizes(layers, width, 2 * heads, heads, 32 * (width // 12), 1024)
+    sizes = classic.Sizes(layers, width, 2 * heads, heads, 32 * (width // 12), CONTEXT)
     module = classic.build("llama", sizes, tokenizer, seed=0)
     exits = Exits(module, DROP if is_exit else 0.0)
     held = corpus.Held.of(part, tokenizer)
     job = base.Job(
         module, windows.draw, exits.loss if is_exit else lambda rows: (base.mean_loss(module, *rows)[0], {}),
-        measure=lambda: base.held_bits(module, held, context=128), batch_tokens=8 * windows.context, label="exit loss",
+        measure=lambda: base.held_bits(module, held, context=CONTEXT), batch_tokens=8 * windows.context, label="exit loss",
     )  # fmt: skip
     how = base.plan(budget, optimizer="muon", rate=3e-3, schedule="trapezoid", warmup=20, decay=0.1, evaluate=100)
     history, facts = base.run(job, how, folder=folder or None)
@@ -108,7 +109,7 @@ def main() -> None:
     if folder and not Path(folder, "model").exists():
         print(model.save(Path(folder, "model")))
     model = kobza.open(str(Path(folder, "model"))) if folder else model
-    for n, share in acceptance(model, "The river", 32 if not folder else 256).items():
+    for n, share in acceptance(model, "The river", 32 if not folder else 96).items():
         print(f"layer {n:2}: {share:.2f} of its tokens are those of the last layer")
 
 
