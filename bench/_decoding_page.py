@@ -118,8 +118,8 @@ def _cache(rows: Rows, pictures: Path) -> str:
     told = ", ".join(f"{rule} {value:.3f}" for rule, value in single.items())
     return (
         f"## A cache of fewer positions\n\nTokens 1,024 to 2,047 of a text; the full cache: {whole:.3f} bit/B. Tokens "
-        f"are read eight (budgets below 256) or sixteen at a time, and never more than the budget is stored. One by one, "
-        f"budget 256: {told}.\n\n" + table(("rule", *map(str, budgets)), cells) + f"\n\n{picture}"
+        f"are read eight (budgets below 256) or sixteen at a time, and never more than the budget is stored. One by "
+        f"one, budget 256: {told}.\n\n" + table(("rule", *map(str, budgets)), cells) + f"\n\n{picture}"
     )
 
 
