@@ -75,7 +75,8 @@ def train(text: str, folder: str, budget: str, *, layers: int, width: int, is_ex
     held = corpus.Held.of(part, tokenizer)
     job = base.Job(
         module, windows.draw, exits.loss if is_exit else lambda rows: (base.mean_loss(module, *rows)[0], {}),
-        measure=lambda: base.held_bits(module, held, context=CONTEXT), batch_tokens=8 * windows.context, label="exit loss",
+        measure=lambda: base.held_bits(module, held, context=CONTEXT), batch_tokens=8 * windows.context,
+        label="exit loss",
     )  # fmt: skip
     how = base.plan(budget, optimizer="muon", rate=3e-3, schedule="trapezoid", warmup=20, decay=0.1, evaluate=100)
     history, facts = base.run(job, how, folder=folder or None)

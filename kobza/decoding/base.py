@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kobza.core.errors import BadValue, NotFinite, OutOfRange
+from kobza.core.errors import NotFinite, OutOfRange
 from kobza.models.model import Model
-from kobza.models.prompts import Prompt, end_ids, prompt_ids
+from kobza.models.prompts import Prompt, end_ids, prompt_ids, stops
 from kobza.models.stepping import Steps, chosen_backend, steps
 
 Reason = Literal["length", "end", "stop"]
@@ -322,7 +322,7 @@ def speak(
         prompt: a text, or messages {"role", "content"} for its chat template.
         strategy: yields events over a Session; where it simply ends, the reason is "length".
         tokens: tokens at most [tokens, 1 ..].
-        stop: texts that end the generation.
+        stop: texts that end the generation, and names of control tokens that do.
         chat: put a text into the model's chat template as the user's message.
         context: positions that can be read; 0 takes the trained ones [positions, 0 ..].
         ahead: positions that the strategy uses besides [positions, 0 ..].
@@ -330,12 +330,11 @@ def speak(
     Raises:
         OutOfRange: `tokens` below one, or prompt and tokens exceed the trained positions; the message has the numbers.
         EmptyText: an empty prompt, and the vocabulary has no start token.
-        BadValue: an empty stop text, or a chat without a chat template.
+        BadValue: an empty stop text, or a chat without a chat template. UnknownName: no such control token.
     """
     if tokens < 1:
         raise OutOfRange(f"tokens is {tokens}; allowed is 1 or more.")
-    if any(not text for text in stop):
-        raise BadValue("a stop text is empty: it would end every generation at once.", "Leave it out.")
+    ends, texts = stops(model, stop)
     ids = prompt_ids(model, prompt, chat=chat)
     reach = context or model.context
     if reach and len(ids) + ahead + tokens > reach:
@@ -347,7 +346,8 @@ def speak(
             f"Ask for {room} tokens at most." if room > 0 else "Shorten the prompt.",
         )
     session = Session(model, ids, tokens, chosen_backend())
-    return Generation(model, ids, _told(session, strategy), stop, session)
+    session.ends |= ends
+    return Generation(model, ids, _told(session, strategy), texts, session)
 
 
 def _told(session: Session, strategy: Strategy) -> Iterator[Event]:

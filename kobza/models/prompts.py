@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kobza.core.errors import EmptyText, OutOfRange
+from kobza.core.errors import BadValue, EmptyText, OutOfRange, UnknownName
 from kobza.models.model import Model
 
 Prompt = str | bytes | Sequence[Mapping[str, Any]] | Sequence[int]  # a text, messages {"role", "content"}, or tokens
@@ -48,3 +49,24 @@ def end_ids(model: Model) -> set[int]:
     generation = getattr(model.module, "generation_config", None)
     named = [model.tokenizer.end_id, model.config.eos_token_id, getattr(generation, "eos_token_id", None)]
     return {i for ids in named for i in (ids if isinstance(ids, list | tuple) else [ids]) if i is not None}
+
+
+def stops(model: Model, stop: Sequence[str]) -> tuple[set[int], list[str]]:
+    """Return the control tokens and the texts among what shall end a generation.
+
+    A control token adds nothing to a text, so its name would never be found there: it is looked for as a token.
+
+    Args:
+        model: whose control tokens are meant.
+        stop: texts, and names of control tokens.
+
+    Raises:
+        BadValue: an empty text. UnknownName: the name of a control token, <|...|>, that the vocabulary does not have.
+    """
+    if any(not text for text in stop):
+        raise BadValue("a stop text is empty: it would end every generation at once.", "Leave it out.")
+    known = model.tokenizer.special
+    for text in stop:
+        if text not in known and re.fullmatch(r"<\|[^<>|\s]+\|>", text):
+            raise UnknownName.of(f"control token of '{model.name}'", text, known)
+    return {known[text] for text in stop if text in known}, [text for text in stop if text not in known]

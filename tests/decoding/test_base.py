@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kobza.core.errors import BadValue, EmptyText, NotFinite, OutOfRange
+from kobza.core.errors import BadValue, EmptyText, NotFinite, OutOfRange, UnknownName
 from kobza.decoding import base, greedy
 from kobza.decoding.base import Generation, Reason, Step
 from kobza.models.prompts import prompt_ids
@@ -160,6 +160,15 @@ def test_no_tokens_are_refused(tiny: Any, tokens: int) -> None:
 def test_an_empty_stop_text_is_refused(tiny: Any) -> None:
     with pytest.raises(BadValue, match="stop text is empty"):
         greedy.generate(tiny, "the", stop=["end", ""])
+
+
+def test_a_control_token_that_shall_stop_is_a_token_and_an_unknown_one_is_refused(tiny: Any) -> None:
+    said = greedy.generate(tiny, "The kobza", tokens=20)
+    assert greedy.generate(tiny, "The kobza", tokens=20, stop=["</s>"]).ids == said.ids
+    session_ends = base.speak(tiny, "a", base.one_by_one(lambda logits, _: 0), tokens=5, stop=["<s>"])
+    assert session_ends.ids == [] and session_ends.stopped_by == "end"
+    with pytest.raises(UnknownName, match="no control token of 'tiny:llama' is named '<|eot_id|>'".replace("|", "\\|")):
+        greedy.generate(tiny, "a", stop=["<|eot_id|>"])
 
 
 def test_logits_that_are_not_finite_stop_with_the_token(tiny: Any) -> None:

@@ -73,6 +73,27 @@ def test_a_judge_that_ignores_the_draft_distribution_would_be_noticed() -> None:
     assert chisquare([counts[i] for i in range(4)], p * 4000, sum_check=False).pvalue < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["lookup", "assisted", "early_exit"])
+def test_the_text_is_that_of_transformers_own_speculation(kind: str) -> None:
+    from kobza.core import techniques
+
+    model, other = make_tiny(layers=3), make_tiny(layers=1, seed=1)
+    theirs: dict[str, dict[str, Any]] = {
+        "lookup": {"prompt_lookup_num_tokens": 4}, "assisted": {"assistant_model": other.module},
+        "early_exit": {"assistant_early_exit": 1},
+    }  # fmt: skip
+    ours: dict[str, dict[str, Any]] = {
+        "lookup": {"price": 0.0}, "assisted": {"assistant": "tiny:llama?layers=1&seed=1"}, "early_exit": {"layer": 1},
+    }  # fmt: skip
+    said = techniques.verb("decoding", kind)(model, "one two one two one", tokens=24, **ours[kind])
+    fed = torch.tensor([said.prompt_ids])
+    with torch.inference_mode():
+        made = model.module.generate(
+            fed, attention_mask=torch.ones_like(fed), max_new_tokens=24, do_sample=False, pad_token_id=0, **theirs[kind]
+        )
+    assert made[0, fed.shape[1] :].tolist() == said.ids
+
+
 def draws(technique: Any, model: Any, count: int, **options: Any) -> Counter[tuple[int, ...]]:
     """Count the pairs of tokens a technique says: the whole output of a model small enough to enumerate."""
     return Counter(
