@@ -7,9 +7,9 @@ bytes.
 from setuptools import Extension, setup
 
 SOURCES = [
-    "kernels.c", "checksum.c", "bpe.c", "ulz.c", "mixing.c", "logistic.c", "network.c", "prediction.c", "picture.c",
+    "kernels.c", "checksum.c", "bpe.c", "ulz.c", "mixing.c", "logistic.c", "network.c", "prediction.c", "picture.c", "glyphs.c",
 ]  # fmt: skip
-HEADERS = ["kernels", "logistic", "mixing_tables", "network", "picture"]
+HEADERS = ["kernels", "logistic", "mixing_tables", "network", "picture", "glyphs"]
 LIMITED = ("Py_LIMITED_API", "0x030B0000")
 
 setup(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kobza.codecs.native import plain_bpe, plain_checksum, plain_mixing, plain_picture, plain_ulz
+from kobza.codecs.native import plain_bpe, plain_checksum, plain_glyphs, plain_mixing, plain_picture, plain_ulz
 
 kernels: Any
 try:
@@ -32,3 +32,5 @@ mixing_update = kernels.mixing_update if compiled else plain_mixing.mixing_updat
 mixing_decode = kernels.mixing_decode if compiled else plain_mixing.mixing_decode
 picture_encode = kernels.picture_encode if compiled else plain_picture.picture_encode
 picture_decode = kernels.picture_decode if compiled else plain_picture.picture_decode
+glyphs_encode = kernels.glyphs_encode if compiled else plain_glyphs.glyphs_encode
+glyphs_decode = kernels.glyphs_decode if compiled else plain_glyphs.glyphs_decode

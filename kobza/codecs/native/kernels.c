@@ -2,7 +2,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "glyphs.h"
 #include "kernels.h"
+
+#include <string.h>
 
 #define LARGEST ((Py_ssize_t)1 << 30)
 
@@ -313,6 +316,94 @@ static PyObject *py_picture_decode(PyObject *self, PyObject *args)
     return PyErr_Occurred() ? NULL : refuse(state, "the payload is no picture");
 }
 
+/* copies of what a call hands in, so that they are aligned */
+typedef struct {
+    GlyphShape *shapes;
+    uint64_t *rows;
+    size_t count, rows_bytes;
+} Glyphs;
+
+static void glyphs_forget(Glyphs *g)
+{
+    PyMem_Free(g->shapes);
+    PyMem_Free(g->rows);
+}
+
+/* 1 when the shapes are sound and there is memory for their rows */
+static int glyphs_take(Glyphs *g, const Py_buffer *shapes)
+{
+    size_t rows = 0;
+    *g = (Glyphs){.count = (size_t)shapes->len / sizeof *g->shapes};
+    if (!(g->shapes = PyMem_Malloc((size_t)shapes->len + 8)))
+        return PyErr_NoMemory() != NULL;
+    memcpy(g->shapes, shapes->buf, g->count * sizeof *g->shapes);
+    int is_good = shapes->len % (Py_ssize_t)sizeof *g->shapes == 0;
+    for (size_t i = 0; i < g->count; i++) {
+        is_good &= g->shapes[i].left + g->shapes[i].width <= 64 && (g->shapes[i].width || !g->shapes[i].height);
+        rows += g->shapes[i].height;
+    }
+    if (!is_good || rows > (size_t)LARGEST / 8) {
+        PyErr_SetString(PyExc_ValueError, "a glyph lies outside a canvas of 64 columns");
+        return 0;
+    }
+    g->rows_bytes = 8 * rows;
+    g->rows = PyMem_Calloc(rows + 1, 8);
+    return g->rows ? 1 : PyErr_NoMemory() != NULL;
+}
+
+static PyObject *py_glyphs_encode(PyObject *self, PyObject *args)
+{
+    Py_buffer shapes, rows;
+    Glyphs g;
+    int state = KERNEL_NO_MEMORY;
+    size_t size = 0;
+    uint8_t *out = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*", &shapes, &rows))
+        return NULL;
+    int is_good = glyphs_take(&g, &shapes);
+    if (is_good && g.rows_bytes != (size_t)rows.len) {
+        PyErr_SetString(PyExc_ValueError, "the rows are not those of the glyphs");
+    } else if (is_good) {
+        size_t room = 12 * (size_t)rows.len + 16; /* a pixel costs at most 12 bits */
+        memcpy(g.rows, rows.buf, (size_t)rows.len);
+        if ((out = PyMem_Malloc(room))) {
+            Py_BEGIN_ALLOW_THREADS
+            state = glyphs_encode(g.shapes, g.count, g.rows, out, room, &size);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    glyphs_forget(&g);
+    PyBuffer_Release(&shapes);
+    PyBuffer_Release(&rows);
+    if (state == KERNEL_OK)
+        return taken(out, size);
+    PyMem_Free(out);
+    return PyErr_Occurred() ? NULL : refuse(state, "");
+}
+
+static PyObject *py_glyphs_decode(PyObject *self, PyObject *args)
+{
+    Py_buffer data, shapes;
+    Glyphs g;
+    PyObject *result = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*", &data, &shapes))
+        return NULL;
+    if (glyphs_take(&g, &shapes)) {
+        int state;
+        Py_BEGIN_ALLOW_THREADS
+        state = glyphs_decode(data.buf, (size_t)data.len, g.shapes, g.count, g.rows);
+        Py_END_ALLOW_THREADS
+        result = state == KERNEL_OK ? PyBytes_FromStringAndSize((const char *)g.rows, (Py_ssize_t)g.rows_bytes)
+                                    : refuse(state, "the payload is no glyphs");
+    }
+    glyphs_forget(&g);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&shapes);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"crc32c", py_crc32c, METH_VARARGS, "crc32c(data, value=0) -> int"},
     {"bpe_learn", py_bpe_learn, METH_VARARGS, "bpe_learn(data, most, least) -> (pairs, merged)"},
@@ -328,6 +419,8 @@ static PyMethodDef methods[] = {
     {"mixing_update", py_mixing_update, METH_VARARGS, "mixing_update(texts, bit)"},
     {"picture_encode", py_picture_encode, METH_VARARGS, "picture_encode(samples, width, height, channels, depth, mode)"},
     {"picture_decode", py_picture_decode, METH_VARARGS, "picture_decode(data, width, height, channels, depth, mode)"},
+    {"glyphs_encode", py_glyphs_encode, METH_VARARGS, "glyphs_encode(shapes, rows) -> bytes"},
+    {"glyphs_decode", py_glyphs_decode, METH_VARARGS, "glyphs_decode(data, shapes) -> rows"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -60,6 +60,26 @@ static inline void train(const int16_t *input, int16_t *weight, int error, int n
 #endif
 }
 
+/* products are summed in pairs, each shifted, so that no sum leaves 32 bits; n is a multiple of 8 */
+static inline int weighted(const int16_t *input, const int16_t *weight, int n)
+{
+#if defined(__SSE2__)
+    __m128i sum = _mm_setzero_si128();
+    for (int i = 0; i < n; i += 8) {
+        __m128i a = _mm_loadu_si128((const __m128i *)(input + i)), b = _mm_loadu_si128((const __m128i *)(weight + i));
+        sum = _mm_add_epi32(sum, _mm_srai_epi32(_mm_madd_epi16(a, b), 8));
+    }
+    sum = _mm_add_epi32(sum, _mm_srli_si128(sum, 8));
+    sum = _mm_add_epi32(sum, _mm_srli_si128(sum, 4));
+    int32_t whole = _mm_cvtsi128_si32(sum);
+#else
+    int32_t whole = 0;
+    for (int i = 0; i < n; i += 2)
+        whole += (input[i] * weight[i] + input[i + 1] * weight[i + 1]) >> 8;
+#endif
+    return between(-2047, whole >> 7, 2047);
+}
+
 static inline void approach(uint16_t *probability, int bit, int rate)
 {
     *probability = (uint16_t)(*probability + (((bit ? 65535 : 0) - *probability) >> rate));

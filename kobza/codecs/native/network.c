@@ -77,26 +77,6 @@ void network_look_up(Network *net, const uint64_t *hashes)
         net->line[i] = find_line(net, spread[i]);
 }
 
-/* products are summed in pairs, each shifted, so that no sum leaves 32 bits; n is a multiple of 8 */
-static int weighted(const int16_t *input, const int16_t *weight, int n)
-{
-#if defined(__SSE2__)
-    __m128i sum = _mm_setzero_si128();
-    for (int i = 0; i < n; i += 8) {
-        __m128i a = _mm_loadu_si128((const __m128i *)(input + i)), b = _mm_loadu_si128((const __m128i *)(weight + i));
-        sum = _mm_add_epi32(sum, _mm_srai_epi32(_mm_madd_epi16(a, b), 8));
-    }
-    sum = _mm_add_epi32(sum, _mm_srli_si128(sum, 8));
-    sum = _mm_add_epi32(sum, _mm_srli_si128(sum, 4));
-    int32_t whole = _mm_cvtsi128_si32(sum);
-#else
-    int32_t whole = 0;
-    for (int i = 0; i < n; i += 2)
-        whole += (input[i] * weight[i] + input[i + 1] * weight[i + 1]) >> 8;
-#endif
-    return between(-2047, whole >> 7, 2047);
-}
-
 static void put_inputs(const Network *net, int node, int16_t *input)
 {
     for (int i = 0; i < net->contexts; i++) {
@@ -108,7 +88,7 @@ static void put_inputs(const Network *net, int node, int16_t *input)
     input[2 * net->contexts] = 256;
 }
 
-static int code(BitCoder *c, int bit, int probability)
+int coder_code(BitCoder *c, int bit, int probability)
 {
     uint32_t middle = split(c->low, c->high, probability);
     if (c->reads)
@@ -156,7 +136,7 @@ int network_code(Network *net, const Decision *d, int bit)
     int at = (last + 2048) >> 7, part = (last + 2048) & 127;
     uint16_t *final = net->final[d->final] + at;
     int refined = (final[0] * (128 - part) + final[1] * part) >> 7;
-    bit = code(&net->coder, bit, between(16, (squash(last) + refined + 1) >> 1, 65520));
+    bit = coder_code(&net->coder, bit, between(16, (squash(last) + refined + 1) >> 1, 65520));
     approach(final + (part >= 64), bit, 6);
     learn(net, d, bit, input, mixed, last);
     return bit;

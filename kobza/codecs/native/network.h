@@ -44,6 +44,8 @@ int network_code(Network *net, const Decision *decision, int bit);
 
 void coder_write_to(BitCoder *coder, uint8_t *out, size_t room);
 void coder_read_from(BitCoder *coder, const uint8_t *in, size_t size);
+/* codes `bit`, or reads one; `probability` of a 1 [1/65536] */
+int coder_code(BitCoder *coder, int bit, int probability);
 size_t coder_finish(BitCoder *coder); /* `room` when it did not suffice */
 
 static inline uint64_t scatter(uint64_t hash, uint64_t value)

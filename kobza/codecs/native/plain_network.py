@@ -109,9 +109,9 @@ class Network:
         node = decision.node
         inputs = self._inputs(node)
         chosen = [w.setdefault(r, self.first_row.copy()) for w, r in zip(self.weights, decision.rows, strict=True)]
-        mixed = [_weighted(inputs, weights) for weights in chosen] + [0] * (8 - SETS)
+        mixed = [weighted(inputs, weights) for weights in chosen] + [0] * (8 - SETS)
         last_chosen = self.last_weights.setdefault(decision.rows[0], [32767 // SETS] * SETS + [0] * (8 - SETS))
-        last = _weighted(mixed, last_chosen)
+        last = weighted(mixed, last_chosen)
         at, part = last + 2048 >> 7, last + 2048 & 127
         final = self.final.setdefault(decision.final, FIRST_FINAL.copy())
         refined = final[at] * (128 - part) + final[at + 1] * part >> 7
@@ -144,7 +144,8 @@ class Network:
         return inputs + [256] + [0] * (len(self.first_row) - len(inputs) - 1)
 
 
-def _weighted(inputs: Sequence[int], weights: Sequence[int]) -> int:
+def weighted(inputs: Sequence[int], weights: Sequence[int]) -> int:
+    """Return the sum of products [1/32768], between -2047 and 2047."""
     # subtle: products are summed and shifted as the C code sums and shifts them, so that no sum of its leaves 32 bits
     products = [i * w for i, w in zip(inputs, weights, strict=True)]
     whole = sum(a + b >> 8 for a, b in zip(products[::2], products[1::2], strict=True))
