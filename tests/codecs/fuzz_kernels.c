@@ -1,5 +1,6 @@
 /* Random input and random damage through every C kernel, to be run under the sanitizers: fuzz_kernels [rounds] [seed].
  * Ends with 0 when every round trip held and nothing touched memory it should not. */
+#include "glyphs.h"
 #include "kernels.h"
 
 #include <stdio.h>
@@ -131,6 +132,35 @@ static void try_picture(const uint8_t *data, size_t n)
     free(payload);
 }
 
+/* any bytes as rows of glyphs of many shapes, and a damaged payload of them */
+static void try_glyphs(const uint8_t *data, size_t n)
+{
+    GlyphShape shapes[40];
+    size_t count = draw(40), rows = 0, size;
+    for (size_t i = 0; i < count; i++) {
+        uint16_t width = (uint16_t)draw(65), left = (uint16_t)draw(65u - width);
+        shapes[i] = (GlyphShape){width, (uint16_t)(width ? draw(12) : 0), left, (uint16_t)draw(5)};
+        rows += shapes[i].height;
+    }
+    if (8 * rows > n)
+        return;
+    uint64_t *wanted = (uint64_t *)(void *)block(8 * rows), *back = calloc(rows + 1, 8);
+    uint8_t *out = block(96 * rows + 16);
+    memcpy(wanted, data, 8 * rows);
+    if (!back || glyphs_encode(shapes, count, wanted, out, 96 * rows + 16, &size))
+        exit(12);
+    uint8_t *payload = block(size);
+    memcpy(payload, out, size);
+    if (glyphs_decode(payload, size, shapes, count, back) || memcmp(back, wanted, 8 * rows))
+        exit(13);
+    payload[draw((uint32_t)size)] = (uint8_t)draw(256);
+    glyphs_decode(payload, draw((uint32_t)size), shapes, count, back);
+    free(wanted);
+    free(back);
+    free(out);
+    free(payload);
+}
+
 int main(int count, char **words)
 {
     long rounds = count > 1 ? atol(words[1]) : 1000;
@@ -147,7 +177,7 @@ int main(int count, char **words)
         if (i % 20 == 0)
             try_mixing(data, n), try_together(data, n);
         if (i % 10 == 0)
-            try_picture(data, n);
+            try_picture(data, n), try_glyphs(data, n);
         free(data);
     }
     printf("%ld rounds clean\n", rounds);

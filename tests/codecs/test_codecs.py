@@ -12,7 +12,7 @@ from kobza.codecs import base
 from kobza.core import techniques
 from kobza.core.errors import KobzaError, OutOfRange
 
-PLAIN = ["store", "zlib", "bz2", "lzma", "ulz", "bpez", "cm", "image"]
+PLAIN = ["store", "zlib", "bz2", "lzma", "ulz", "bpez", "cm", "image", "font"]
 EXTRA = {"zstd": "zstandard", "brotli": "brotli", "lz4": "lz4.block"}
 RNG = random.Random(5)
 POEM = "Реве та стогне Дніпр широкий, сердитий вітер завива. ".encode() * 9

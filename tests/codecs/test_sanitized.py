@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "kobza" / "codecs" / "native"
-KERNELS = ("checksum", "bpe", "ulz", "mixing", "logistic", "network", "prediction", "picture")
+KERNELS = ("checksum", "bpe", "ulz", "mixing", "logistic", "network", "prediction", "picture", "glyphs")
 FLAGS = "-g -O1 -std=c11 -D_DEFAULT_SOURCE -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 

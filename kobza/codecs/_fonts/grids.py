@@ -76,6 +76,11 @@ class Grid:
         """Rows of each glyph that hold pixels."""
         return np.where(self.boxes[:, 0] > 0, self.boxes[:, 1], 0)
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of all glyphs [count]."""
+        return int((self.boxes[:, 0] * self.heights).sum())
+
     def shapes(self) -> bytes:
         """Return width, height, left, top of all glyphs as the kernel wants them: on one canvas of 64 columns."""
         shapes = self.boxes.copy()
@@ -83,10 +88,10 @@ class Grid:
         used = self.heights > 0
         for column, most in ((2, WIDEST), (3, LARGEST)):
             shapes[:, column] -= shapes[used, column].min() if used.any() else 0
-            shapes[~used, column] = 0
+            shapes[~used, column - 2 :: 2] = 0
             if (shapes[:, column] + shapes[:, column - 2] > most).any():
                 shapes[:, column] = 0
-        return shapes.astype("<u2").tobytes()
+        return shapes.astype("=u2").tobytes()
 
     def places(self) -> tuple[Whole, Whole]:
         """Return the first byte of every row in the bits, and how many bytes of it hold pixels."""
@@ -147,4 +152,6 @@ def planes(numbers: NDArray[Any], size: int) -> bytes:
 
 def from_planes(raw: bytes, size: int) -> Whole:
     """Return the numbers of `planes`."""
-    return np.ascontiguousarray(np.frombuffer(raw, np.uint8).reshape(size, -1).T).view(f">u{size}")[:, 0].astype(np.int64)
+    return (
+        np.ascontiguousarray(np.frombuffer(raw, np.uint8).reshape(size, -1).T).view(f">u{size}")[:, 0].astype(np.int64)
+    )

@@ -22,7 +22,7 @@ MAGIC = b"\1fcp"
 METRICS, BITMAPS, INK_METRICS, ENCODINGS, WIDTHS, NAMES = 4, 8, 16, 32, 64, 128
 ACCELERATORS = (2, 256)
 COMPRESSED = INK_BOUNDS = 0x100
-MOST_TABLES = 64
+MOST_TABLES, MOST_NUMBERS = 64, 1 << 20
 NONE = 0xFFFF  # no glyph
 
 
@@ -40,17 +40,17 @@ class Table(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Numbers that lie in a row in the file: where, how many, their columns and bytes each."""
+    """Numbers that lie in a row in the file: where, how many rows of them, their columns and bytes each."""
 
     table: Table
     begin: int
-    count: int
+    length: int
     columns: int
     size: int
 
     @property
     def end(self) -> int:
-        return self.begin + self.count * self.columns * self.size
+        return self.begin + self.length * self.columns * self.size
 
 
 def take(raw: bytes, at: int) -> tuple[int, bytes, bytes]:
@@ -154,7 +154,7 @@ def _stretch(file: bytearray, table: Table) -> Stretch | None:
         made = Stretch(table, table.begin + 14, max(0, high2 - low2 + 1) * max(0, high1 - low1 + 1), 1, 2)
     else:
         return None
-    if made.end > table.end:
+    if made.end > table.end or made.length > MOST_NUMBERS:
         raise ValueError("a table is cut")
     return made
 
@@ -202,9 +202,9 @@ def _sizes(file: bytearray, tables: list[Table]) -> tuple[Whole, Whole, Whole]:
 
 def _offsets(file: bytearray, tables: list[Table], stretch: Stretch, numbers: Whole, *, is_back: bool) -> Whole:
     _, height, stride = _sizes(file, tables)
-    if len(height) != stretch.count:
+    if len(height) != stretch.length:
         raise ValueError("the bitmaps are not as many as the metrics")
-    step = np.concatenate([[0], (height * stride)[:-1]])[: stretch.count]
+    step = np.concatenate([[0], (height * stride)[:-1]])[: stretch.length]
     if is_back:
         return np.cumsum(numbers + step)
     return np.diff(numbers, prepend=0) - step
@@ -215,7 +215,7 @@ def _widths(file: bytearray, tables: list[Table], stretch: Stretch, numbers: Who
     advance = _metrics(file, tables)[:, 2].tolist()
     last: dict[int, int] = {}
     out = []
-    for key, number in zip(advance[: stretch.count], numbers.tolist(), strict=True):
+    for key, number in zip(advance[: stretch.length], numbers.tolist(), strict=True):
         other = number + last.get(key, 0) if is_back else number - last.get(key, 0)
         other &= 0xFFFFFFFF
         last[key] = other if is_back else number
@@ -256,7 +256,7 @@ def _grid(file: bytearray) -> Grid:
     assert stretch is not None
     format_, metrics = stretch.table.format, _metrics(file, tables)
     width, height, strides = _sizes(file, tables)
-    if len(width) != stretch.count:
+    if len(width) != stretch.length:
         raise ValueError("the bitmaps are not as many as the metrics")
     starts = np.frombuffer(bytes(file[stretch.begin : stretch.end]), stretch.table.order + "u4").astype(np.int64)
     is_reversed, unit = not format_ & 8, 1 << (format_ >> 4 & 3)

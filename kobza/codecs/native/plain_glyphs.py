@@ -95,17 +95,19 @@ class _Glyphs:
 
     def code_all(self, rows: list[int] | None) -> list[int]:
         """Code the rows, or read them; return them."""
-        for self.glyph, shape in enumerate(self.shapes):
+        for glyph, shape in enumerate(self.shapes):
+            self.glyph = glyph
             if shape.height:
                 self._begin_glyph(shape)
             for _ in range(shape.height):
                 wanted = rows[len(self.canvas)] >> shape.left if rows else 0
                 self._begin_row()
-                for self.x in range(shape.left, shape.left + shape.width):
-                    bit = self._code_pixel(wanted >> 63 - self.x & 1)
-                    self.row |= bit << 63 - self.x
+                for x in range(shape.left, shape.left + shape.width):
+                    self.x = x
+                    bit = self._code_pixel(wanted >> 63 - x & 1)
+                    self.row |= bit << 63 - x
                     for i, like in enumerate(self.like):
-                        self.missed[i] += bit != like >> 63 - self.x & 1
+                        self.missed[i] += bit != like >> 63 - x & 1
                 self._end_row()
         left = [shape.left for shape in self.shapes for _ in range(shape.height)]
         return [row << n & M64 for row, n in zip(self.canvas, left, strict=True)]
@@ -123,7 +125,7 @@ class _Glyphs:
         window = range(self.glyph - 1, max(0, self.glyph - WINDOW) - 1, -1)
         best = sorted(window, key=lambda n: self.lately[n % WINDOW])[:2]
         whole = min(window, key=lambda n: self.in_all[n % WINDOW], default=-1)
-        self.alike = [*best, -1, -1][:2] + [whole, self.glyph - 1]
+        self.alike = [*[*best, -1, -1][:2], whole, self.glyph - 1]
 
     def _begin_row(self) -> None:
         self.row = 0

@@ -1,0 +1,259 @@
+"""Bitmap fonts without loss: PSF 1 and 2, PCF, BDF and Unifont's hex, glyph after glyph, in integers only.
+
+A file is taken apart into the bits of its glyphs and the rest, see `_fonts`; the bits go through the network of
+`native.plain_glyphs`, which is their specification, the rest through `cm`. What is no font, or none that is known here
+to the last byte, goes through `cm` as it stands. Source: Howard et al. (1998), doi:10.1109/76.735380.
+
+A block's payload: 0, then all of it by `cm`; or 1, then the text, then the glyphs. The text is stored (0) or by `cm`
+(1): that byte, its length, the length of its payload, the payload. It tells how many pieces there are, for each its
+kind (`KINDS`) times 4 + 1 if rows reach to their padding + 2 if the bits that no glyph has follow the rest, and the
+length of its rest; then all rests. The glyphs of all pieces are of the way `NETWORK`, or `PACKED`: eight pixels to a
+byte by `cm`. Numbers are varints.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kobza.codecs import base, native
+from kobza.codecs._fonts import grids, pcf, psf, text
+from kobza.codecs._fonts.grids import Grid, Rows
+
+BLOCK_LOG2 = 24
+WHOLE, APART = 0, 1
+STORED, MIXED = 0, 1
+NETWORK, PACKED = 0, 1
+MOST_GLYPHS, MOST_ROWS, MOST_PIXELS = 1 << 18, 1 << 21, 1 << 25  # of a block; what has more goes through `cm`
+MOST_TRIES = 1000  # places that look like a font and are none, until the search is given up
+decompress = base.unpack
+
+
+class Format(NamedTuple):
+    """How a kind of font is taken apart and put together; see `_fonts`."""
+
+    take: Callable[[bytes, int], tuple[int, bytes, bytes]]
+    grid: Callable[[bytes], Grid]
+    give: Callable[[bytes, bytes], bytes]
+
+
+FORMATS = {
+    1: Format(psf.take, psf.grid, psf.give),
+    2: Format(pcf.take, pcf.grid, pcf.give),
+    3: Format(text.take, text.grid, text.give),
+    4: Format(text.take_hex, text.grid_hex, text.give_hex),
+}
+PLAIN = 0
+BEGIN = re.compile(
+    rb"(\x36\x04[\x00-\x07][^\x00]|\x72\xb5\x4a\x86)|(\x01fcp)|(STARTFONT )|((?:(?<=\n)|\A)[0-9A-F]{4,7}:[0-9A-F]{32})"
+)
+
+
+class Piece(NamedTuple):
+    """A stretch of a block: a font taken apart, or plain bytes, which are all `rest`."""
+
+    kind: int
+    rest: bytes
+    grid: Grid | None = None
+    rows: Rows = np.zeros(0, np.uint64)
+    is_full: bool = False
+    residue: bytes = b""  # what to add to the glyphs' bits, nothing for none
+
+
+def compress(data: bytes, *, block_log2: int = BLOCK_LOG2) -> bytes:
+    """Return `data` as a .kbz file; fonts in it shrink most, about 0.08 MB/s; unpacking takes as long.
+
+    Args:
+        data: any bytes; best a font, or several one after the other, not compressed before.
+        block_log2: blocks of 2^block_log2 bytes; a font cut by one is none [log2 of bytes, 10 .. 24].
+
+    Returns:
+        The file.
+
+    Raises:
+        OutOfRange: the block size is not one.
+    """
+    base.check_range("block_log2", block_log2, 10, BLOCK_LOG2)
+    return base.pack(data, coder(), block_log2=base.fitting_block(len(data), block_log2))
+
+
+def coder(data: bytes = b"") -> base.Coder:
+    """Return the coder for a `base.Writer`; `data` is not looked at."""
+    return base.Coder("font", _encode)
+
+
+def decoder(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> base.Decode:
+    """Return the block decoder."""
+
+    def decode(payload: bytes, size: int) -> bytes:
+        try:
+            return _decode(payload, size)
+        except (struct.error, OverflowError) as error:
+            raise ValueError(str(error)) from error
+
+    return decode
+
+
+def memory(size: int, parameters: Mapping[str, bytes]) -> int:
+    """Return the working memory [bytes] to decode a block of `size` bytes."""
+    rows, glyphs = min(size, MOST_ROWS), min(size, MOST_GLYPHS)
+    tables = 22 * 4 << min(20, max(10, (8 * size).bit_length() + 3))
+    return max(base.memory("cm", size, {}), tables + 64 * rows + 128 * glyphs + (2 << 20)) + 12 * size
+
+
+def pieces(raw: bytes) -> list[Piece]:
+    """Return the fonts in `raw`, and what lies between them."""
+    found, done = [], 0
+    for begin, end, piece in _fonts(raw):
+        found += [Piece(PLAIN, raw[done:begin])] if begin > done else []
+        found.append(piece)
+        done = end
+    return found + ([Piece(PLAIN, raw[done:])] if done < len(raw) else [])
+
+
+def _fonts(raw: bytes) -> Iterator[tuple[int, int, Piece]]:
+    at, tries = 0, 0
+    glyphs = rows = pixels = 0
+    while tries < MOST_TRIES and (hit := BEGIN.search(raw, at)):
+        try:
+            end, piece = _font(raw, hit.start(), hit.lastindex or 0)
+            assert piece.grid is not None
+            glyphs, rows = glyphs + len(piece.grid.boxes), rows + len(piece.rows)
+            pixels += piece.grid.pixels
+            _check_most(glyphs, rows, pixels)
+            yield hit.start(), end, piece
+            at = end
+        except (ValueError, LookupError, ArithmeticError, EOFError, struct.error, base.Corrupt):
+            at, tries = hit.start() + 1, tries + 1
+
+
+def _check_most(glyphs: int, rows: int, pixels: int) -> None:
+    if glyphs > MOST_GLYPHS or rows > MOST_ROWS or pixels > MOST_PIXELS:
+        raise ValueError(f"a block has {glyphs} glyphs of {rows} rows and {pixels} pixels: too many")
+
+
+def _font(raw: bytes, at: int, kind: int) -> tuple[int, Piece]:
+    """Return the end of the font that begins at `at`, and the font."""
+    form = FORMATS[kind]
+    end, rest, bits = form.take(raw, at)
+    if form.give(rest, bits) != raw[at:end]:
+        raise ValueError("a font is spelled in a way of its own")
+    grid = form.grid(rest)
+    if grid.size != len(bits):
+        raise ValueError("a font holds other bits than it says")
+    narrow, wide = _rest_of(bits, grid), grid.full()
+    if not any(narrow):
+        return end, Piece(kind, rest, grid, grids.rows_of(bits, grid))
+    residue = _rest_of(bits, wide)
+    return end, Piece(kind, rest, wide, grids.rows_of(bits, wide), True, residue if any(residue) else b"")
+
+
+def _rest_of(bits: bytes, grid: Grid) -> bytes:
+    made = grids.bits_of(grids.rows_of(bits, grid), grid)
+    return _added(made, bits)
+
+
+def _added(a: bytes, b: bytes) -> bytes:
+    return (np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)).tobytes()
+
+
+def _encode(raw: bytes) -> bytes:
+    whole = bytes((WHOLE,)) + base.stage("cm")(raw)
+    found = pieces(raw)
+    fonts = [piece for piece in found if piece.grid]
+    if not fonts:
+        return whole
+    head = [len(found)]
+    for piece in found:
+        head += [4 * piece.kind + piece.is_full + 2 * bool(piece.residue), len(piece.rest)]
+    body = b"".join(piece.rest + piece.residue for piece in found)
+    made = bytes((APART,)) + _mixed(b"".join(map(base.varint, head)) + body) + _glyphs(fonts)
+    return min(made, whole, key=len)
+
+
+def _mixed(raw: bytes) -> bytes:
+    packed = base.stage("cm")(raw)
+    kind, payload = (MIXED, packed) if len(packed) < len(raw) else (STORED, raw)
+    return bytes((kind,)) + base.varint(len(raw)) + base.varint(len(payload)) + payload
+
+
+def _glyphs(fonts: list[Piece]) -> bytes:
+    shapes = b"".join(piece.grid.shapes() for piece in fonts if piece.grid)
+    rows = np.concatenate([piece.rows for piece in fonts])
+    packed = b"".join(grids.packed_rows(piece.rows, piece.grid) for piece in fonts if piece.grid)
+    ways = {NETWORK: native.glyphs_encode(shapes, rows.tobytes()), PACKED: base.stage("cm")(packed)}
+    way = min(ways, key=lambda way: len(ways[way]))
+    return bytes((way,)) + ways[way]
+
+
+def _decode(payload: bytes, size: int) -> bytes:
+    cursor = base.Cursor(payload, "a block")
+    if cursor.byte() == WHOLE:
+        return base.decoder("cm", 1, {}, {})(payload[1:], size)
+    text_ = base.Cursor(_unmixed(cursor, size), "a block")
+    kinds = [(text_.varint(), text_.varint()) for _ in range(text_.varint())]
+    found, left = [], size
+    for kind, length in kinds:
+        piece = _read_piece(kind, text_, length)
+        left -= length if piece.grid is None else piece.grid.size
+        if left < 0:
+            raise ValueError(f"the pieces hold more than {size} bytes")
+        found.append(piece)
+    fonts = [piece.grid for piece in found if piece.grid]
+    _check_most(
+        sum(len(g.boxes) for g in fonts), sum(int(g.heights.sum()) for g in fonts), sum(g.pixels for g in fonts)
+    )
+    rows, at, parts = _read_glyphs(payload[cursor.at :], fonts), 0, []
+    for piece in found:
+        count = int(piece.grid.heights.sum()) if piece.grid else 0
+        parts.append(_given(piece, rows[at : at + count]))
+        at += count
+    if len(raw := b"".join(parts)) > size:
+        raise ValueError(f"the pieces hold more than {size} bytes")
+    return raw
+
+
+def _unmixed(cursor: base.Cursor, size: int) -> bytes:
+    kind, length, packed = cursor.byte(), cursor.varint(), cursor.take(cursor.varint())
+    if length > 2 * size + 64:
+        raise ValueError(f"a block of {size} bytes needs no text of {length}")
+    return packed if kind == STORED else base.decoder("cm", 1, {}, {})(packed, length)
+
+
+def _read_piece(kind: int, cursor: base.Cursor, length: int) -> Piece:
+    rest = cursor.take(length)
+    if not kind >> 2:
+        return Piece(PLAIN, rest)
+    if kind >> 2 not in FORMATS:
+        raise ValueError(f"a piece is of kind {kind}")
+    grid = FORMATS[kind >> 2].grid(rest)
+    grid = grid.full() if kind & 1 else grid
+    return Piece(kind >> 2, rest, grid, residue=cursor.take(grid.size) if kind & 2 else b"")
+
+
+def _read_glyphs(payload: bytes, fonts: list[Grid]) -> Rows:
+    way, payload = payload[0], payload[1:]
+    if way == PACKED:
+        sizes = [-(-grid.pixels // 8) for grid in fonts]
+        packed, at = base.decoder("cm", 1, {}, {})(payload, sum(sizes)), 0
+        rows = []
+        for grid, size in zip(fonts, sizes, strict=True):
+            rows.append(grids.unpacked_rows(packed[at : at + size], grid))
+            at += size
+        return np.concatenate(rows)
+    # a pixel costs 1/2840 bit at least, so this many need more payload than that
+    if len(payload) < sum(grid.pixels for grid in fonts) // 23000:
+        raise ValueError(f"{len(payload)} bytes cannot hold that many glyphs")
+    shapes = b"".join(grid.shapes() for grid in fonts)
+    return np.frombuffer(native.glyphs_decode(payload, shapes), np.uint64)
+
+
+def _given(piece: Piece, rows: Rows) -> bytes:
+    if piece.grid is None:
+        return piece.rest
+    bits = grids.bits_of(rows, piece.grid)
+    return FORMATS[piece.kind].give(piece.rest, _added(bits, piece.residue) if piece.residue else bits)
