@@ -17,6 +17,12 @@
 #define UP 8        /* rows above that are looked at */
 #define NONE SIZE_MAX
 
+#if defined(__GNUC__)
+#define FETCH(address) __builtin_prefetch(address)
+#else
+#define FETCH(address) (void)0
+#endif
+
 /* what else a pixel may be like: the glyphs that agree best lately, second best, best in all, and the one before;
  * then single rows: the one behind an equal beginning, the one behind three equal rows, the one mirrored */
 enum { BEST, SECOND, WHOLE, BEFORE, BEGINNING, BEHIND, MIRRORED, LIKES };
@@ -361,16 +367,21 @@ static void pick_rows(const Glyphs *g, const Sight *s, uint32_t *pick, uint32_t 
 /* a slot: probability (16 bits), zeros and ones seen lately (4 bits each), check (8 bits) */
 static void look_up(Glyphs *g, const uint64_t *contexts, int16_t *input)
 {
+    uint32_t checks[CONTEXTS];
     for (int i = 0; i < CONTEXTS; i++) {
         uint64_t hash = (contexts[i] + 1 + (uint64_t)i) * SPREAD;
         hash = (hash ^ hash >> 31) * PHI;
-        uint32_t *slot = g->table[i] + (size_t)(hash >> (64 - g->table_bits)), check = (uint32_t)hash & 255;
+        checks[i] = (uint32_t)hash & 255;
+        g->slot[i] = g->table[i] + (size_t)(hash >> (64 - g->table_bits));
+        FETCH(g->slot[i]); /* they come from memory while the next ones are found */
+    }
+    for (int i = 0; i < CONTEXTS; i++) {
+        uint32_t *slot = g->slot[i], check = checks[i];
         if (!*slot || (*slot & 255) != check)
             *slot = 32768u << 16 | check;
         uint32_t state = *slot >> 8 & 255;
         input[2 * i] = state ? stretch_table[g->map[i][state] >> 20] : 0;
         input[2 * i + 1] = state ? stretch_table[*slot >> 20] : 0;
-        g->slot[i] = slot;
     }
     input[2 * CONTEXTS] = 256;
 }
