@@ -7,7 +7,8 @@ bytes.
 from setuptools import Extension, setup
 
 SOURCES = [
-    "kernels.c", "checksum.c", "bpe.c", "ulz.c", "mixing.c", "logistic.c", "network.c", "prediction.c", "picture.c", "glyphs.c",
+    "kernels.c", "checksum.c", "bpe.c", "ulz.c", "mixing.c", "logistic.c", "network.c", "prediction.c", "picture.c",
+    "glyphs.c",
 ]  # fmt: skip
 HEADERS = ["kernels", "logistic", "mixing_tables", "network", "picture", "glyphs"]
 LIMITED = ("Py_LIMITED_API", "0x030B0000")

@@ -4,11 +4,12 @@ Source: the format as the X.Org Foundation's libXfont reads and bdftopcf writes 
 
 The rest: the file without its bitmaps; its tables of numbers lie where they lay, by column, as differences from what
 is to be expected: offsets from the sizes of what lies before, glyph numbers from the last one, widths from the last
-glyph that is as wide.
+glyph that is as wide. Of names such as uni0421 the digits are 1 where they count on from the name before.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,6 +25,7 @@ ACCELERATORS = (2, 256)
 COMPRESSED = INK_BOUNDS = 0x100
 MOST_TABLES, MOST_NUMBERS = 64, 1 << 20
 NONE = 0xFFFF  # no glyph
+COUNTED = re.compile(rb"(?<![^\0])(uni|U\+|char)(\x01+|[0-9A-F]{1,6})(?=\0)")
 
 
 class Table(NamedTuple):
@@ -181,6 +183,29 @@ def _through(file: bytearray, tables: list[Table], *, is_back: bool) -> None:
             if stretch.table.kind in expected:
                 numbers = expected[stretch.table.kind](file, tables, stretch, numbers, is_back=False)
             file[stretch.begin : stretch.end] = planes(numbers & (1 << 8 * stretch.size) - 1, stretch.size)
+        if stretch.table.kind == NAMES:
+            strings = slice(stretch.end + 4, stretch.table.end)
+            file[strings] = _counted(bytes(file[strings]), is_back=is_back)
+
+
+def _counted(strings: bytes, *, is_back: bool) -> bytes:
+    """Put 1 for the digits of names that count on from the name before, or the digits back."""
+    expected = 0
+
+    def change(found: re.Match[bytes]) -> bytes:
+        nonlocal expected
+        word, digits = found.groups()
+        base = 10 if word == b"char" else 16
+        wanted = (b"%d" if base == 10 else b"%04X") % expected
+        if is_back and digits[0] == 1:
+            digits = wanted
+        try:
+            expected = int(digits, base) + 1
+        except ValueError:
+            return found.group()
+        return word + (b"\1" * len(digits) if digits == wanted and not is_back else digits)
+
+    return COUNTED.sub(change, strings)
 
 
 def _metrics(file: bytearray, tables: list[Table]) -> Whole:

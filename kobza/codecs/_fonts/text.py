@@ -1,7 +1,8 @@
 """Fonts as text: BDF (Adobe's Glyph Bitmap Distribution Format 2.2), and the hex files of GNU Unifont.
 
 The rest of a BDF file: a byte, 1 when its digits are small letters, then the file without the digits of every glyph
-whose lines are as many and as long as its box says. The rest of a hex file: how many lines, a byte per line (digits of
+whose lines are as many and as long as its box says; characters are written as differences from the one before, and
+names that spell the character without it. The rest of a hex file: how many lines, a byte per line (digits of
 the character beyond 4 times 16 + columns / 8), the characters as differences from the one that would follow.
 """
 
@@ -21,6 +22,8 @@ BITMAP = re.compile(
 )
 HEX = re.compile(rb"(?:[0-9A-F]{4,7}:(?:[0-9A-F]{32}){1,8}\n)+")
 HEX_ROWS = 16
+CHARACTER = re.compile(rb"STARTCHAR ([^\n]*)\nENCODING ([^\n]*)\n")
+SPELLED = {b"\1": "%04X", b"\2": "%06X", b"\3": "%d"}  # what stands for a character in its name
 Box = tuple[int, int, int, int]
 
 
@@ -41,7 +44,29 @@ def take(raw: bytes, at: int) -> tuple[int, bytes, bytes]:
                 kept.append(text[done : glyph.start(6)])
                 bits.append(bytes.fromhex(digits.decode("ascii")))
                 done = glyph.end(6)
-    return found.end(), b"".join([*kept, text[done:]]), b"".join(bits)
+    return found.end(), _characters(b"".join([*kept, text[done:]]), is_back=False), b"".join(bits)
+
+
+def _characters(text: bytes, *, is_back: bool) -> bytes:
+    """Write every character as its difference from the one before, or back; names are found in `SPELLED` ways."""
+    last = -1
+
+    def change(found: re.Match[bytes]) -> bytes:
+        nonlocal last
+        name, number = found.groups()
+        if not (number[:1] == b"+" if is_back else number.isdigit()):
+            return found.group()
+        code = int(number) + (last if is_back else 0)
+        if is_back and name[-1:] in SPELLED:
+            name = name[:-1] + (SPELLED[name[-1:]] % code).encode("ascii")
+        elif not is_back:
+            ways = [(mark, (way % code).encode("ascii")) for mark, way in SPELLED.items()]
+            name = next((name[: -len(way)] + mark for mark, way in ways if name.endswith(way)), name)
+        said = b"%d" % code if is_back else b"%+d" % (code - last)
+        last = code
+        return found.group() if said[:1] == b"-" else b"STARTCHAR %b\nENCODING %b\n" % (name, said)
+
+    return CHARACTER.sub(change, text)
 
 
 def _stride(width: int) -> int:
@@ -77,7 +102,7 @@ def _stacked(boxes: list[Box]) -> Grid:
 
 def give(rest: bytes, bits: bytes) -> bytes:
     """Return the BDF file."""
-    parts, done, at = [], 1, 0
+    rest, parts, done, at = _characters(rest, is_back=True), [], 1, 0
     for place, (width, height, *_) in _holes(rest):
         stride = _stride(width)
         digits = bits[at : at + stride * height].hex("\n", -stride) + "\n"
