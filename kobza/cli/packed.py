@@ -39,12 +39,15 @@ def pack(files: Sequence[Path], codec: str, out: Path | None, *, model: str, for
     for file in files:
         if not file.exists() and not file.is_symlink():
             raise MissingFile(f"there is no file or folder '{file}'.")
-    for step in _steps(codec):  # a misspelled codec is said before a file in the way
+    steps = _steps(codec)
+    for step in steps:  # a misspelled codec is said before a file in the way
         techniques.load("codecs", step.name)
     if codec.partition(":")[0] == "zpaq":
         return zpaq_files.pack(files, options.parse(codec), out, key=key)
     target = out or Path(f"{files[0].resolve().name}{SUFFIX}")
     _require_free(target, force)
+    if len(files) == 1 and files[0].is_file() and len(steps) == 1 and steps[0].options.get("grid"):
+        return _pack_sheet(files[0], steps[0], target)
     supply, costs = Supply(model), list[float]()
     is_archive = len(files) > 1 or files[0].is_dir()
     coders, log2 = coders_of(codec, _sample(files), supply, costs)
@@ -259,6 +262,19 @@ def _pack_stream(files: Sequence[Path], coders: Sequence[base.Coder], log2: int,
             work.step(len(piece))
         writer.close()
     return sum(raw for raw, _ in writer.blocks)
+
+
+def _pack_sheet(file: Path, step: options.Step, target: Path) -> str:
+    """Pack the font that a picture of glyphs becomes and say which grid it has."""
+    from kobza.codecs import font
+
+    given = dict(options.check(font.compress, step.options, what="codec 'font'"))
+    grid = {key: given.pop(key) for key in ("grid", "threshold") if key in given}
+    made, (width, height) = font.sheet(file.read_bytes(), **grid)
+    with atomic_file(target) as sink:
+        packed = sink.write(font.compress(made, **given))
+    said = f"a PSF font of {len(made)} bytes -> {packed} bytes  {target}"
+    return f"grid {width}x{height}: {said}\nunpacking gives that font, not the picture"
 
 
 def _pack_archive(files: Sequence[Path], coders: Sequence[base.Coder], log2: int, target: Path) -> int:

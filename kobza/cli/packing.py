@@ -82,6 +82,7 @@ def pack(
         kobza pack poems.txt --codec lm --model smollm2
         kobza pack poems.txt --codec lm+cm
         kobza pack notes/ --codec zpaq -o notes.zpaq
+        kobza pack sheet.png --codec font:grid=auto
     """
     from kobza.cli import packed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import lzma
 import random
 import struct
@@ -15,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kobza.codecs import base, cm, font, native
-from kobza.codecs._fonts import grids, pcf, psf, text
+from kobza.codecs._fonts import grids, pcf, psf, sheet, text
 from kobza.codecs.native import plain_glyphs
-from kobza.core.errors import KobzaError, OutOfRange
+from kobza.core.errors import BadValue, KobzaError, OutOfRange
 
 GOLDEN = Path(__file__).parent / "golden" / "pictures" / "font.kbz"  # of version 1, written once and for ever
 CONSOLE, MISC = Path("/usr/share/consolefonts"), Path("/usr/share/fonts/X11/misc")
@@ -298,3 +299,51 @@ def test_the_payload_of_fixed_glyphs_never_changes():
 
 def test_a_golden_file_of_fonts_is_read_as_ever():
     assert font.decompress(GOLDEN.read_bytes()) == b"and".join(FONTS.values())
+
+
+def sheet_of(columns: int, width: int, height: int) -> tuple[bytes, bytes]:
+    """Return a PNG of 96 letters, dark on light and not quite of two levels, and the bits of its cells."""
+    from PIL import Image
+
+    cells = [packed(drawn(n * 5 % 61 if n % 7 else 0, width, height), width) for n in range(96)]
+    rows = np.unpackbits(np.frombuffer(b"".join(cells), np.uint8).reshape(96, height, -1), axis=2)[:, :, :width]
+    ink = rows.reshape(-1, columns, height, width).swapaxes(1, 2).reshape(-1, columns * width)
+    grey = np.where(ink, 30, 225) + np.random.default_rng(3).integers(-25, 26, ink.shape)
+    file = io.BytesIO()
+    Image.fromarray(grey.astype(np.uint8)).save(file, "png")
+    return file.getvalue(), b"".join(cells)
+
+
+@pytest.mark.parametrize(("columns", "width", "height"), [(16, 8, 12), (12, 11, 18), (32, 6, 9)])
+def test_the_grid_of_a_sheet_is_found_without_gaps_or_lines(columns, width, height):
+    picture, bits = sheet_of(columns, width, height)
+    made, grid = font.sheet(picture)
+    assert grid == (width, height)
+    assert made[32:] == bits
+    blob = font.compress(picture, grid="auto")
+    assert font.decompress(blob) == made
+    assert blob == font.compress(picture, grid=f"{width}x{height}", threshold=100)
+
+
+def test_the_command_line_says_which_grid_was_found(tmp_path):
+    from kobza.cli import packed as commands
+
+    picture, target = tmp_path / "sheet.png", tmp_path / "sheet.kbz"
+    picture.write_bytes(sheet_of(16, 8, 12)[0])
+    assert "grid 8x12" in commands.pack([picture], "font:grid=auto", target, model="", force=False)
+    assert font.decompress(target.read_bytes())[:4] == psf.MAGIC_2
+    with pytest.raises(BadValue, match="128 x 72 pixels cannot be cut into cells of 9 x 12"):
+        commands.pack([picture], "font:grid=9x12", target, model="", force=True)
+    with pytest.raises(BadValue, match="packed by itself"):
+        commands.pack([picture, picture], "font:grid=8x12", target, model="", force=True)
+
+
+def test_sheets_that_are_none_are_refused():
+    with pytest.raises(BadValue, match="8 by 16.*auto and WIDTHxHEIGHT"):
+        font.compress(sheet_of(16, 8, 12)[0], grid="8 by 16")
+    with pytest.raises(BadValue, match="no picture"):
+        font.compress(b"text", grid="8x16")
+    with pytest.raises(OutOfRange, match="0; allowed are 1 to 255"):
+        font.compress(b"text", grid="8x16", threshold=0)
+    with pytest.raises(BadValue, match="no grid of 4 to 64"):
+        sheet.find_grid(np.zeros((7, 3), np.uint8))
