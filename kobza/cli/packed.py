@@ -46,7 +46,7 @@ def pack(files: Sequence[Path], codec: str, out: Path | None, *, model: str, for
         return zpaq_files.pack(files, options.parse(codec), out, key=key)
     target = out or Path(f"{files[0].resolve().name}{SUFFIX}")
     _require_free(target, force)
-    if len(files) == 1 and files[0].is_file() and len(steps) == 1 and steps[0].options.get("grid"):
+    if [step.name for step in steps] == ["font"] and steps[0].options.get("grid") and len(files) == 1:
         return _pack_sheet(files[0], steps[0], target)
     supply, costs = Supply(model), list[float]()
     is_archive = len(files) > 1 or files[0].is_dir()
