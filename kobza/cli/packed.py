@@ -46,8 +46,8 @@ def pack(files: Sequence[Path], codec: str, out: Path | None, *, model: str, for
         return zpaq_files.pack(files, options.parse(codec), out, key=key)
     target = out or Path(f"{files[0].resolve().name}{SUFFIX}")
     _require_free(target, force)
-    if [step.name for step in steps] == ["font"] and steps[0].options.get("grid") and len(files) == 1:
-        return _pack_sheet(files[0], steps[0], target)
+    if [step.name for step in steps] == ["font"] and {"grid", "gunzip"} & set(steps[0].options) and len(files) == 1:
+        return _pack_made(files[0], steps[0], target)
     supply, costs = Supply(model), list[float]()
     is_archive = len(files) > 1 or files[0].is_dir()
     coders, log2 = coders_of(codec, _sample(files), supply, costs)
@@ -264,17 +264,16 @@ def _pack_stream(files: Sequence[Path], coders: Sequence[base.Coder], log2: int,
     return sum(raw for raw, _ in writer.blocks)
 
 
-def _pack_sheet(file: Path, step: options.Step, target: Path) -> str:
-    """Pack the font that a picture of glyphs becomes and say which grid it has."""
+def _pack_made(file: Path, step: options.Step, target: Path) -> str:
+    """Pack the font that a picture of glyphs or a .gz holds and say what it is."""
     from kobza.codecs import font
 
     given = dict(options.check(font.compress, step.options, what="codec 'font'"))
-    grid = {key: given.pop(key) for key in ("grid", "threshold") if key in given}
-    made, (width, height) = font.sheet(file.read_bytes(), **grid)
+    log2 = {"block_log2": given.pop("block_log2")} if "block_log2" in given else {}
+    made, said = font.prepared(file.read_bytes(), **{"grid": "", **given})
     with atomic_file(target) as sink:
-        packed = sink.write(font.compress(made, **given))
-    said = f"a PSF font of {len(made)} bytes -> {packed} bytes  {target}"
-    return f"grid {width}x{height}: {said}\nunpacking gives that font, not the picture"
+        packed = sink.write(font.compress(made, **log2))
+    return f"{said or f'{len(made)} bytes'} -> {packed} bytes  {target}\nunpacking gives that, not {file.name}"
 
 
 def _pack_archive(files: Sequence[Path], coders: Sequence[base.Coder], log2: int, target: Path) -> int:

@@ -83,6 +83,7 @@ def pack(
         kobza pack poems.txt --codec lm+cm
         kobza pack notes/ --codec zpaq -o notes.zpaq
         kobza pack sheet.png --codec font:grid=auto
+        kobza pack Lat15-Fixed16.psf.gz --codec font:gunzip=true
     """
     from kobza.cli import packed
 

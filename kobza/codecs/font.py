@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -66,53 +67,75 @@ class Piece(NamedTuple):
     residue: bytes = b""  # what to add to the glyphs' bits, nothing for none
 
 
-def compress(data: bytes, *, block_log2: int = BLOCK_LOG2, grid: str = "", threshold: int = 128) -> bytes:
+def compress(
+    data: bytes, *, block_log2: int = BLOCK_LOG2, grid: str = "", threshold: int = 128, gunzip: bool = False
+) -> bytes:
     """Return `data` as a .kbz file; fonts in it shrink most, about 0.1 MB/s; unpacking takes as long.
 
     Args:
         data: any bytes; best a font, or several one after the other, not compressed before.
         block_log2: blocks of 2^block_log2 bytes; a font cut by one is none [log2 of bytes, 10 .. 24].
-        grid: nothing: `data` as it is. Else `data` is a picture of glyphs and becomes a PSF 2 font first, see `sheet`:
-            cells of WIDTHxHEIGHT pixels such as 8x16, or auto.
-        threshold: where ink begins in a picture [grey, 1 .. 255].
+        grid: nothing: `data` as it is. Else `data` is a picture of glyphs and becomes a PSF 2 font first, see
+            `prepared`: cells of WIDTHxHEIGHT pixels such as 8x16, or auto.
+        threshold: grey from which a pixel of a picture is light [grey, 1 .. 255].
+        gunzip: `data` is a .gz, and the font in it is packed: no zlib but the one that wrote it makes it again.
 
     Returns:
-        The file; unpacked, it gives `data`, or the font that a picture became.
+        The file; unpacked, it gives `data`, or what `data` was made into.
 
     Raises:
         OutOfRange: the block size or the threshold is not one.
-        BadValue: a grid is given and `data` is no picture, or not one of that grid.
+        BadValue: `data` is no picture, or not one of that grid, or no .gz.
     """
     base.check_range("block_log2", block_log2, 10, BLOCK_LOG2)
-    base.check_range("threshold", threshold, 1, 255)
-    data = sheet(data, grid=grid, threshold=threshold)[0] if grid else data
-    return base.pack(data, coder(), block_log2=base.fitting_block(len(data), block_log2))
+    made, _ = prepared(data, grid=grid, threshold=threshold, gunzip=gunzip)
+    return base.pack(made, coder(), block_log2=base.fitting_block(len(made), block_log2))
 
 
-def sheet(picture: bytes, *, grid: str = "auto", threshold: int = 128) -> tuple[bytes, tuple[int, int]]:
-    """Return a PSF 2 font of the cells of a sheet, row by row, and their width and height. What is grey is lost.
+def prepared(data: bytes, *, grid: str = "auto", threshold: int = 128, gunzip: bool = False) -> tuple[bytes, str]:
+    """Return the bytes that are packed for `data`, and what they are, nothing when they are `data` itself.
 
     Args:
-        picture: a file that Pillow reads; the rarer of light and dark is ink.
-        grid: WIDTHxHEIGHT in pixels, or auto for the one under which the glyphs pack smallest.
+        data: a picture that Pillow reads, a .gz, or with neither option anything.
+        grid: WIDTHxHEIGHT in pixels, auto for the one under which the glyphs pack smallest, or nothing. The cells, row
+            by row, become a PSF 2 font; the rarer of light and dark is ink.
         threshold: grey from which a pixel is light [grey, 1 .. 255].
+        gunzip: return the file in a .gz.
 
     Raises:
-        BadValue: it is no picture, or the cells do not fill it.
+        BadValue: it is no picture or the cells do not fill it; it is no .gz, or one of more than 16 MiB.
     """
-    ink = sheets.ink_of(sheets.grey(picture), threshold)
-    found = sheets.parse(grid) or sheets.find_grid(ink)
-    return sheets.cut(ink, found), found
+    base.check_range("threshold", threshold, 1, 255)
+    if gunzip:
+        inner = _gunzipped(data)
+        return inner, f"the {len(inner)} bytes in the .gz"
+    if not grid:
+        return data, ""
+    ink = sheets.ink_of(sheets.grey(data), threshold)
+    width, height = sheets.parse(grid) or sheets.find_grid(ink)
+    made = sheets.cut(ink, (width, height))
+    return made, f"grid {width}x{height}, a PSF font of {len(made)} bytes"
 
 
-def coder(data: bytes = b"", *, grid: str = "", threshold: int = 128) -> base.Coder:
+def _gunzipped(data: bytes) -> bytes:
+    expander = zlib.decompressobj(31)
+    try:
+        inner = expander.decompress(data, (1 << BLOCK_LOG2) + 1)
+    except zlib.error as error:
+        raise BadValue(f"the file is no .gz: {error}.") from error
+    if len(inner) > 1 << BLOCK_LOG2 or not expander.eof or expander.unused_data:
+        raise BadValue(f"the .gz is not one whole file of at most {1 << BLOCK_LOG2} bytes.")
+    return inner
+
+
+def coder(data: bytes = b"", *, grid: str = "", threshold: int = 128, gunzip: bool = False) -> base.Coder:
     """Return the coder for a `base.Writer`; `data` is not looked at.
 
     Raises:
-        BadValue: a grid is given; a sheet is packed by `compress`, whole and alone.
+        BadValue: something is to be made of the file first; that takes `compress`, which sees the whole of it.
     """
-    if grid:
-        raise BadValue("a sheet of glyphs is packed by itself, not in an archive or beside another codec.")
+    if grid or gunzip:
+        raise BadValue("a sheet of glyphs or a .gz is packed by itself, not in an archive or beside another codec.")
     return base.Coder("font", _encode)
 
 

@@ -317,12 +317,19 @@ def sheet_of(columns: int, width: int, height: int) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize(("columns", "width", "height"), [(16, 8, 12), (12, 11, 18), (32, 6, 9)])
 def test_the_grid_of_a_sheet_is_found_without_gaps_or_lines(columns, width, height):
     picture, bits = sheet_of(columns, width, height)
-    made, grid = font.sheet(picture)
-    assert grid == (width, height)
+    made, said = font.prepared(picture)
+    assert said.startswith(f"grid {width}x{height}, a PSF font")
     assert made[32:] == bits
     blob = font.compress(picture, grid="auto")
     assert font.decompress(blob) == made
     assert blob == font.compress(picture, grid=f"{width}x{height}", threshold=100)
+
+
+def test_a_font_in_a_gz_is_packed_without_it():
+    assert font.decompress(font.compress(gzip.compress(psf_2(12, 20)), gunzip=True)) == psf_2(12, 20)
+    for wrong in (b"text", gzip.compress(b"text")[:-3], gzip.compress(b"text") * 2, gzip.compress(bytes(17 << 20))):
+        with pytest.raises(BadValue, match=".gz"):
+            font.compress(wrong, gunzip=True)
 
 
 def test_the_command_line_says_which_grid_was_found(tmp_path):
@@ -332,6 +339,12 @@ def test_the_command_line_says_which_grid_was_found(tmp_path):
     picture.write_bytes(sheet_of(16, 8, 12)[0])
     assert "grid 8x12" in commands.pack([picture], "font:grid=auto", target, model="", force=False)
     assert font.decompress(target.read_bytes())[:4] == psf.MAGIC_2
+    inside = tmp_path / "font.psf.gz"
+    inside.write_bytes(gzip.compress(psf_2(12, 20)))
+    assert f"the {len(psf_2(12, 20))} bytes" in commands.pack(
+        [inside], "font:gunzip=true", target, model="", force=True
+    )
+    assert font.decompress(target.read_bytes()) == psf_2(12, 20)
     with pytest.raises(BadValue, match="128 x 72 pixels cannot be cut into cells of 9 x 12"):
         commands.pack([picture], "font:grid=9x12", target, model="", force=True)
     with pytest.raises(BadValue, match="packed by itself"):
