@@ -60,7 +60,7 @@ def first_weights(units: int, layers: int, seed: int) -> list[Tensor]:
 
 def rounded(weight: Any, bits: int) -> tuple[Any, Any]:
     """Return a matrix as whole numbers of `bits` bits, and the scale they are to be multiplied with."""
-    scale = abs(weight).max() / (2 ** (bits - 1) - 0.5)
+    scale = abs(weight).max() / (2 ** (bits - 1) - 1)
     return (weight / scale).round(), scale
 
 
