@@ -32,7 +32,8 @@ WHOLE, APART = 0, 1
 STORED, MIXED = 0, 1
 NETWORK, PACKED = 0, 1
 MOST_GLYPHS, MOST_ROWS, MOST_PIXELS = 1 << 18, 1 << 21, 1 << 25  # of a block; what has more goes through `cm`
-MOST_TRIES = 1000  # places that look like a font and are none, until the search is given up
+MOST_FONTS = 1 << 12
+MOST_TRIES = 200  # places that look like a font and are none, until the search is given up
 decompress = base.unpack
 
 
@@ -153,9 +154,10 @@ def decoder(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> base.
 
 def memory(size: int, parameters: Mapping[str, bytes]) -> int:
     """Return the working memory [bytes] to decode a block of `size` bytes."""
-    rows, glyphs = min(size, MOST_ROWS), min(size, MOST_GLYPHS)
+    rows, glyphs = min(size, MOST_ROWS), min(size // 8, MOST_GLYPHS)
     tables = 22 * 4 << min(20, max(10, (8 * size).bit_length() + 3))
-    return max(base.memory("cm", size, {}), tables + 64 * rows + 128 * glyphs + (2 << 20)) + 12 * size
+    numbers = 48 * rows + 256 * glyphs + 64 * min(size, psf.MOST_VALUES)
+    return max(base.memory("cm", size, {}), numbers, tables + 48 * rows + (2 << 20)) + 12 * size
 
 
 def pieces(raw: bytes) -> list[Piece]:
@@ -169,9 +171,8 @@ def pieces(raw: bytes) -> list[Piece]:
 
 
 def _fonts(raw: bytes) -> Iterator[tuple[int, int, Piece]]:
-    at, tries = 0, 0
-    glyphs = rows = pixels = 0
-    while tries < MOST_TRIES and (hit := BEGIN.search(raw, at)):
+    at = tries = fonts = glyphs = rows = pixels = 0
+    while tries < MOST_TRIES and fonts < MOST_FONTS and (hit := BEGIN.search(raw, at)):
         try:
             end, piece = _font(raw, hit.start(), hit.lastindex or 0)
             assert piece.grid is not None
@@ -179,7 +180,7 @@ def _fonts(raw: bytes) -> Iterator[tuple[int, int, Piece]]:
             pixels += piece.grid.pixels
             _check_most(glyphs, rows, pixels)
             yield hit.start(), end, piece
-            at = end
+            at, fonts = end, fonts + 1
         except (ValueError, LookupError, ArithmeticError, EOFError, struct.error, base.Corrupt):
             at, tries = hit.start() + 1, tries + 1
 
@@ -248,7 +249,10 @@ def _decode(payload: bytes, size: int) -> bytes:
     if cursor.byte() == WHOLE:
         return base.decoder("cm", 1, {}, {})(payload[1:], size)
     text_ = base.Cursor(_unmixed(cursor, size), "a block")
-    kinds = [(text_.varint(), text_.varint()) for _ in range(text_.varint())]
+    count = text_.varint()
+    if count > 2 * MOST_FONTS + 1:
+        raise ValueError(f"a block has no {count} pieces")
+    kinds = [(text_.varint(), text_.varint()) for _ in range(count)]
     found, left = [], size
     for kind, length in kinds:
         piece = _read_piece(kind, text_, length)

@@ -40,7 +40,7 @@ class Grid:
         """Return the grid with glyphs wider than 64 cut into upright strips of whole bytes.
 
         Raises:
-            ValueError: a glyph is larger than 65535 or lies outside the bits, or the rows are more than the bytes.
+            ValueError: a glyph is larger than 65535 or lies outside the bits, or there are more pixels than bits.
         """
         width, height = self.boxes[:, 0], self.boxes[:, 1]
         tall = np.where(width > 0, height, 0)
@@ -48,8 +48,10 @@ class Grid:
             raise ValueError(f"a glyph is not 0 to {LARGEST} pixels wide and high")
         if (self.starts < 0).any() or (self.strides > self.size).any() or (self.strides * 8 < width).any():
             raise ValueError("a glyph lies outside the bits")
-        if int((tall * -(-width // WIDEST)).sum()) > self.size or (self.strides % self.unit).any():
-            raise ValueError("glyphs share their rows")
+        if (self.strides % self.unit).any():
+            raise ValueError("a row is not made of whole units")
+        if int((tall * width).sum()) > 8 * self.size or int((tall * -(-width // WIDEST)).sum()) > self.size:
+            raise ValueError("glyphs share their bits")
         if ((self.starts + tall * self.strides)[tall > 0] > self.size).any():
             raise ValueError("a glyph lies outside the bits")
         return self._strips() if (width > WIDEST).any() else self
@@ -66,9 +68,9 @@ class Grid:
         return replace(self, boxes=boxes, starts=starts, strides=strides)
 
     def full(self) -> Grid:
-        """Return the grid with what lies behind each row, up to the next, as pixels."""
-        boxes = self.boxes.copy()
-        boxes[:, 0] = np.minimum(8 * self.strides, WIDEST)
+        """Return the grid with what lies behind each row, up to the next, as pixels; of strips, up to a byte."""
+        boxes, bits = self.boxes.copy(), 8 * self.strides
+        boxes[:, 0] = np.where(bits > WIDEST, (boxes[:, 0] + 7) // 8 * 8, bits)
         return replace(self, boxes=boxes)
 
     @cached_property

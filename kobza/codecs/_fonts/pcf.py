@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -111,14 +112,17 @@ def _tables(raw: bytes | bytearray) -> list[Table]:
         if kind in ACCELERATORS:  # subtle: bdftopcf declares 100 bytes for them, whatever they take
             size = min(size, 72 if format_ & INK_BOUNDS else 48)
         found.append(Table(kind, format_, begin, begin + size))
+    spans = sorted((table.begin, table.end) for table in found)
+    if len({table.kind for table in found}) < count or any(a[1] > b[0] for a, b in pairwise(spans)):
+        raise ValueError("tables overlap, or two are of a kind")
     return found
 
 
 def _only(tables: list[Table], kind: int) -> Table:
-    found = [table for table in tables if table.kind == kind]
-    if len(found) != 1:
-        raise ValueError("a font has one table of each kind")
-    return found[0]
+    for table in tables:
+        if table.kind == kind:
+            return table
+    raise ValueError("a font has metrics and bitmaps")
 
 
 def _number(file: bytearray, table: Table, at: int) -> int:

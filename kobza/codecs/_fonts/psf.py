@@ -18,6 +18,7 @@ from kobza.codecs.container.fields import Cursor, varint
 
 MAGIC_1, MAGIC_2 = b"\x36\x04", b"\x72\xb5\x4a\x86"
 END, SEQUENCE = -1, -2
+MOST_VALUES = 1 << 20  # in the table of characters
 
 
 def _head(raw: bytes, at: int = 0) -> tuple[int, int, int, int, int, bool]:
@@ -76,7 +77,8 @@ def _hole(rest: bytes) -> int:
 
 
 def _utf16(raw: bytes, at: int, count: int) -> tuple[int, list[int]]:
-    values = np.frombuffer(raw[at : at + (len(raw) - at) // 2 * 2], "<u2").astype(np.int64)
+    size = min((len(raw) - at) // 2, MOST_VALUES)
+    values = np.frombuffer(raw, "<u2", size, at).astype(np.int64)
     ends = np.flatnonzero(values == 0xFFFF)
     if len(ends) < count:
         raise ValueError("the list of characters is cut")
@@ -94,6 +96,8 @@ def _utf8(raw: bytes, at: int, count: int) -> tuple[int, list[int]]:
             values += [SEQUENCE] * (i > 0) + [ord(c) for c in part.decode("utf-8")]
         values.append(END)
         at = end + 1
+        if len(values) > MOST_VALUES:
+            raise ValueError("the list of characters is too long")
     return at, values
 
 
@@ -116,7 +120,9 @@ def _differences(values: list[int]) -> bytes:
 
 def _values(packed: bytes) -> Iterator[int]:
     cursor, expected, first, is_first = Cursor(packed, "a list of characters"), 0, 0, True
-    while not cursor.is_done:
+    for _ in range(MOST_VALUES):
+        if cursor.is_done:
+            return
         number = cursor.varint()
         if number < 2:
             yield -1 - number

@@ -15,9 +15,10 @@ import numpy as np
 from kobza.codecs._fonts.grids import LARGEST, Grid
 from kobza.codecs.container.fields import Cursor, varint
 
-BDF = re.compile(rb"STARTFONT [\s\S]*?\nENDFONT\n?")
+BEGIN, END = b"STARTFONT ", b"\nENDFONT"
+# subtle: lines between box and bitmap are bounded, or boxes without a bitmap would cost their square
 BITMAP = re.compile(
-    rb"\nBBX (\d{1,5}) (\d{1,5}) (-?\d{1,5}) (-?\d{1,5})\n((?:[A-Z_]+ [^\n]*\n)*?)"
+    rb"\nBBX (\d{1,5}) (\d{1,5}) (-?\d{1,5}) (-?\d{1,5})\n((?:[A-Z_]+ [^\n]*\n){0,9}?)"
     rb"BITMAP\n((?:[0-9A-Fa-f]+\n)*)ENDCHAR\n"
 )
 HEX = re.compile(rb"(?:[0-9A-F]{4,7}:(?:[0-9A-F]{32}){1,8}\n)+")
@@ -29,10 +30,11 @@ Box = tuple[int, int, int, int]
 
 def take(raw: bytes, at: int) -> tuple[int, bytes, bytes]:
     """Return the end of the BDF font that begins at `at`, its rest and its bits."""
-    found = BDF.match(raw, at)
-    if not found:
+    end = raw.find(END, at) + len(END)
+    if end < len(END) or not raw.startswith(BEGIN, at):
         raise ValueError("no BDF font")
-    text = found.group()
+    end += raw[end : end + 1] == b"\n"
+    text = raw[at:end]
     is_lower = bool(re.search(rb"BITMAP\n[0-9\n]*[a-f]", text))
     kept, bits, done = [bytes((is_lower,))], [], 0
     for glyph in BITMAP.finditer(text):
@@ -44,7 +46,7 @@ def take(raw: bytes, at: int) -> tuple[int, bytes, bytes]:
                 kept.append(text[done : glyph.start(6)])
                 bits.append(bytes.fromhex(digits.decode("ascii")))
                 done = glyph.end(6)
-    return found.end(), _characters(b"".join([*kept, text[done:]]), is_back=False), b"".join(bits)
+    return end, _characters(b"".join([*kept, text[done:]]), is_back=False), b"".join(bits)
 
 
 def _characters(text: bytes, *, is_back: bool) -> bytes:
