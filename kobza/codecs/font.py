@@ -155,7 +155,7 @@ def decoder(parameters: Mapping[str, bytes], supply: Mapping[str, Any]) -> base.
 def memory(size: int, parameters: Mapping[str, bytes]) -> int:
     """Return the working memory [bytes] to decode a block of `size` bytes."""
     rows, glyphs = min(size, MOST_ROWS), min(size // 8, MOST_GLYPHS)
-    tables = 22 * 4 << min(20, max(10, (8 * size).bit_length() + 3))
+    tables = 22 * 4 << min(20, max(10, (8 * size).bit_length() + 1))
     numbers = 48 * rows + 256 * glyphs + 64 * min(size, psf.MOST_VALUES)
     return max(base.memory("cm", size, {}), numbers, tables + 48 * rows + (2 << 20)) + 12 * size
 

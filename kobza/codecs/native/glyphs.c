@@ -130,7 +130,7 @@ static Glyphs *glyphs_make(const GlyphShape *shapes, size_t count)
         rows += shapes[i].height;
         pixels += (size_t)shapes[i].height * shapes[i].width;
     }
-    g->table_bits = between(10, log2_above(pixels) + 3, 20);
+    g->table_bits = between(10, log2_above(pixels) + 1, 20);
     g->seen_bits = between(8, log2_above(rows) + 1, 20);
     g->canvas = malloc((rows + 1) * sizeof *g->canvas);
     g->seen = calloc((size_t)1 << g->seen_bits, sizeof *g->seen);

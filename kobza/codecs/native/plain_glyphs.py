@@ -71,7 +71,7 @@ class _Glyphs:
         for shape in shapes:
             self.first.append(rows)
             rows += shape.height
-        self.table_bits = between(10, log2_above(sum(s.width * s.height for s in shapes)) + 3, 20)
+        self.table_bits = between(10, log2_above(sum(s.width * s.height for s in shapes)) + 1, 20)
         self.seen_bits = between(8, log2_above(rows) + 1, 20)
         self.canvas: list[int] = []
         self.seen: dict[int, int] = {}
