@@ -28,7 +28,6 @@ from kobza.codecs._fonts import grids
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CONSOLE, MISC, UNIFONT = Path("/usr/share/consolefonts"), Path("/usr/share/fonts/X11/misc"), Path("/usr/share/unifont")
-RAW_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 BITS, FILES = ("ours", "xz", "zstd", "cm"), ("file", "file_xz", "file_zstd", "file_cm", "gz")
 
 
@@ -55,6 +54,13 @@ def as_bdf(lines: bytes) -> bytes:
         out += [digits[at : at + size] for at in range(0, len(digits), size)]
         out.append("ENDCHAR")
     return "\n".join([*out, "ENDFONT", ""]).encode("ascii")
+
+
+def xz(data: bytes, *, is_raw: bool = False) -> int:
+    """Return the size by xz -9e, its window cut to what the data fill."""
+    window = 1 << max(12, len(data).bit_length())
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
+    return len(lzma.compress(data, lzma.FORMAT_RAW if is_raw else lzma.FORMAT_XZ, filters=filters))
 
 
 def zstd(data: bytes) -> int:
@@ -92,11 +98,11 @@ def measure(kind: str, name: str, path: Path, is_bdf: bool) -> dict[str, Any]:
     return {
         "font": name, "set": kind, "glyphs": len(grid.boxes), "bits": len(ways[0]),
         "ours": glyph_bytes(payload),
-        "xz": min(len(lzma.compress(way, lzma.FORMAT_RAW, filters=RAW_XZ)) for way in ways),
+        "xz": min(xz(way, is_raw=True) for way in ways),
         "zstd": min(map(zstd, ways)),
         "cm": min(len(native.mixing_encode(way)) for way in ways),
         "raw": len(raw), "file": len(blob),
-        "file_xz": len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)),
+        "file_xz": xz(raw),
         "file_zstd": zstd(raw), "file_cm": len(cm.compress(raw)),
         "gz": len(shipped) if path.suffix == ".gz" else None,
         "pack": middle - begin, "unpack": end - middle,
