@@ -10,6 +10,8 @@ from kobza.edits import healing, layer_drop, lowrank, noise, pruning, rounding
 
 FAST: dict[str, Any] = {"calibration": ("topics[320000:330000]",), "steps": 40, "window": 32}
 
+NUMBERS: list[Any] = ["float32", "bfloat16"]
+
 
 @pytest.mark.parametrize("what", ["lowrank", "norms", "all"])
 def test_the_divergence_on_held_out_windows_falls(tiny: Any, what: Any) -> None:
@@ -31,6 +33,27 @@ def test_the_recorded_divergence_is_that_of_the_result(tiny: Any) -> None:
     p, q = (m.module(input_ids=ids).logits[0].double().log_softmax(-1) for m in (tiny, healed))
     bits = float((p.exp() * (p - q)).sum(-1).mean()) / torch.log(torch.tensor(2.0)).item()
     assert healed.changes[-1].facts["divergence"] == pytest.approx(bits, rel=1e-4)
+
+
+def test_narrow_products_heal_as_well_and_leave_wide_weights(tiny: Any) -> None:
+    edited = noise.apply(tiny, where="blocks", strength=0.3)
+    facts = [healing.apply(edited, what="all", rate=1e-3, number=n, **FAST).changes[-1].facts for n in NUMBERS]
+    assert facts[1]["divergence"] == pytest.approx(facts[0]["divergence"], rel=0.1)
+    healed = healing.apply(edited, what="all", number="bfloat16", **FAST)
+    assert healed.matrix("blocks.0.attn.q").dtype == torch.float32
+    assert not torch.equal(healed.matrix("blocks.0.attn.q"), healed.matrix("blocks.0.attn.q").bfloat16().float())
+
+
+def test_every_window_is_read_once_before_any_comes_again(tiny: Any) -> None:
+    texts = healing.base.calibration_texts(("topics[320000:321000]", "source[:2000]"))
+    windows = healing.Windows.of(tiny, texts, 32, seed=1)
+    counts = [len(own) for own in windows.texts]
+    batch = windows.batch(3, 4)
+    assert batch.shape == (4, 32) and torch.equal(batch, windows.batch(3, 4))
+    first = [tuple(windows._window(2 * i)[0].tolist()) for i in range(counts[0])]
+    assert sorted(first) == sorted(tuple(own[0].tolist()) for own in windows.texts[0])
+    held = {tuple(ids[0].tolist()) for ids in windows.held}
+    assert not held & set(first)
 
 
 def test_an_unedited_model_hardly_moves(tiny: Any) -> None:

@@ -41,3 +41,33 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_values()
 def test_nothing_to_do_is_refused(steps, rate):
     with pytest.raises(OutOfRange):
         fit([torch.ones(1, requires_grad=True)], lambda step: torch.tensor(0.0), steps=steps, rate=rate)
+
+
+def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    from kobza.models import fitting
+
+    monkeypatch.setattr(fitting, "EVERY", -1.0)  # after every step
+    state = tmp_path / "state.safetensors"
+    target = torch.arange(6.0)
+
+    def fitted(kill: int = -1):
+        x = torch.zeros(6, requires_grad=True)
+
+        def loss(step: int):
+            if step == kill:
+                raise KeyboardInterrupt
+            return ((x - target) ** 2 * (1 + step % 3)).sum()
+
+        return x, lambda: fit([x], loss, steps=20, rate=0.1, state=state)
+
+    whole, run = fitted()
+    history = run()
+    assert not state.exists()
+    _, run = fitted(kill=7)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert state.exists()
+    again, run = fitted()
+    assert run() == history
+    assert torch.equal(again, whole)
+    assert not state.exists()
