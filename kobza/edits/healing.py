@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kobza.core.errors import BadValue, EmptyText, KobzaError, OutOfRange, WrongVocabulary
 from kobza.core.files import cache_dir
@@ -36,6 +36,7 @@ from kobza.models.model import Change, Model
 from kobza.models.quantized import Coded
 
 RATES = {"lowrank": 1e-3, "norms": 1e-3, "all": 1e-4}
+ROWS = 64  # whose distributions are held at once
 SPARSE = 0.01  # share of zeros from which a matrix counts as pruned
 
 
@@ -203,12 +204,31 @@ def divergence(model: Model, teacher: Model, ids: Tensor, tensors: dict[str, Ten
         wanted = teacher.module(input_ids=ids.to(teacher.device), use_cache=False).logits.flatten(0, 1)
     given = {"input_ids": ids.to(model.device), "use_cache": False}
     found = torch.func.functional_call(model.module, tensors, (), given).logits.flatten(0, 1)
-    return nn.functional.kl_div(
-        found.float().log_softmax(-1),
-        wanted.to(found.device).float().log_softmax(-1),
-        log_target=True,
-        reduction="batchmean",
-    )
+    mean: Tensor = _Divergence.apply(found, wanted.to(found.device))  # type: ignore[no-untyped-call]
+    return mean
+
+
+class _Divergence(torch.autograd.Function):
+    """Mean over rows of KL(softmax(wanted) | softmax(found)), both (T, V); the gradient is made on the way.
+
+    A few rows at a time: whole tables of 49,152 float32 per position would cost more than the layers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, wanted: Tensor) -> Tensor:
+        gradient, total = torch.empty_like(found), torch.zeros((), dtype=torch.float64, device=found.device)
+        for at in range(0, len(found), ROWS):
+            q, p = (rows[at : at + ROWS].float().log_softmax(-1) for rows in (found, wanted))
+            share = p.exp()
+            total += (share * p.sub_(q)).sum(-1).double().sum()
+            gradient[at : at + ROWS] = q.exp_().sub_(share).div_(len(found))
+        ctx.save_for_backward(gradient)
+        return total.float() / len(found)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream, None
 
 
 # --- what is trained -------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def fit(
     chosen = list(parameters)
     if steps < 1 or not rate > 0 or not chosen:
         raise OutOfRange(f"steps={steps}, rate={rate}, {len(chosen)} tensors: all must be above 0.")
-    optimizer = torch.optim.AdamW(chosen, lr=rate, betas=betas, weight_decay=decay)
+    optimizer = torch.optim.AdamW(chosen, lr=rate, betas=betas, weight_decay=decay, fused=True)
     history, saved = _resumed(state, chosen, optimizer), time.monotonic()
     with task(label, steps) as work, torch.inference_mode(False), torch.enable_grad():
         for step in range(len(history), steps):

@@ -117,3 +117,17 @@ def test_what_does_not_fit_is_refused(tiny: Any) -> None:
         healing.apply(tiny, original="nosuchmodel", **FAST)
     with pytest.raises(WrongVocabulary, match="other tokens"):
         healing.apply(tiny, original="tiny:llama?vocabulary=280", **FAST)
+
+
+def test_the_divergence_and_its_gradient_are_those_of_torch() -> None:
+    draw = torch.Generator().manual_seed(0)
+    wanted = torch.randn(150, 40, generator=draw)
+    pair = [torch.randn(150, 40, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
+    ours = healing._Divergence.apply(pair[0], wanted)
+    theirs = torch.nn.functional.kl_div(
+        pair[1].log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    for value in (ours, theirs):
+        (3 * value).backward()
+    assert torch.allclose(ours, theirs, rtol=1e-6)
+    assert torch.allclose(pair[0].grad, pair[1].grad, atol=1e-7)  # type: ignore[arg-type]
