@@ -204,7 +204,7 @@ def divergence(model: Model, teacher: Model, ids: Tensor, tensors: dict[str, Ten
         wanted = teacher.module(input_ids=ids.to(teacher.device), use_cache=False).logits.flatten(0, 1)
     given = {"input_ids": ids.to(model.device), "use_cache": False}
     found = torch.func.functional_call(model.module, tensors, (), given).logits.flatten(0, 1)
-    mean: Tensor = _Divergence.apply(found, wanted.to(found.device))  # type: ignore[no-untyped-call]
+    mean: Tensor = _Divergence.apply(found, wanted.to(found.device))
     return mean
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from kobza.models.model import Change, Model
+from kobza.models.replacing import repeated_blocks
 
 
 def text(model: Model, statement: str) -> str:
@@ -19,7 +20,9 @@ def text(model: Model, statement: str) -> str:
     if origin.licence:
         lines.append(f"license: {_scalar(origin.licence)}")
     lines += [f"base_model: {_scalar(origin.spec)}"] if origin.kind != "random" else []
-    is_factored = any(matrix.stored_as != "dense" for matrix in model.matrices.values())
+    is_factored = bool(repeated_blocks(model.module, model.family.blocks)) or any(
+        matrix.stored_as != "dense" for matrix in model.matrices.values()
+    )
     lines += [
         f"library_name: {'kobza' if is_factored else 'transformers'}",
         "pipeline_tag: text-generation",

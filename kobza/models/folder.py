@@ -33,7 +33,7 @@ def read(folder: Path, files: Sequence[Path] | None = None, *, name: str = "", p
     """
     config, notes = configuring.read(folder)
     about = record.read(folder) if files is None else None
-    if about and about.factored:
+    if about and about.is_own:
         files = preflight.beside(folder, about.weights, str(folder / record.FILE))
     elif files is None:
         files = _weights(folder, pickles)
@@ -46,7 +46,7 @@ def read(folder: Path, files: Sequence[Path] | None = None, *, name: str = "", p
         configuring.check_sizes(config, sum(map(len, headers)), values, str(folder / "config.json"))
         tensors = mapped(files)
     stored: dict[str, torch.Tensor] = {}
-    if about and about.factored:
+    if about and about.is_own:
         _check_factors(about, tensors, config)
         stored, tensors = tensors, about.unfactored(tensors)
     words = vocabulary(folder, name or folder.name)

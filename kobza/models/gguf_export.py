@@ -112,8 +112,8 @@ class Entry:
 
 def _entries(model: Model, type: str, table: str) -> Iterator[Entry]:
     for name, matrix in model.matrices.items():
-        if matrix.shared:
-            continue
+        if matrix.shared == "embed.in":
+            continue  # a file without an output table uses the input's; a repeated block is written twice
         theirs = _their_name(model, name)
         value = _coded(model, name)
         wanted = type if len(matrix.shape) == 2 and not name.startswith("embed") else table

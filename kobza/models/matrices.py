@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -73,8 +73,10 @@ def inventory(module: Any, family: Family) -> dict[str, Matrix]:
         if isinstance(module.get_submodule(owner), Compact) and leaf not in ("A", "codes", "bias"):
             continue  # counted with its A or its codes
         name = _name(path, owner, leaf, prefixes, family)
-        shared = owners.setdefault(id(parameter), name)
-        found[name] = _matrix(name, path, parameter, module.get_submodule(owner), shared if shared != name else "")
+        part, shared = module.get_submodule(owner), owners.setdefault(id(parameter), name)
+        found[name] = _matrix(name, path, parameter, part, shared if shared != name else "")
+        if isinstance(part, Factored) and owners.setdefault(id(part.B), name) != name and shared == name:
+            found[name] = replace(found[name], bytes=part.A.nbytes)  # its B is counted with another's
     ends = [name for name in found if name.startswith("embed.")]
     return {name: found[name] for name in [*ends, *(n for n in found if n not in ends)]}
 

@@ -36,6 +36,7 @@ class Record:
         weights: file names of the weights.
         factored: name of a matrix -> {"A": tensor name, "B": tensor name, "weight": name of their product}; of a
             quantized one -> {"layout": see `Quantized.layout`, "codes": tensor name, "scales": ..., "weight": ...}.
+        repeated: path of a block that is stored under another -> path of that other.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Record:
     is_tied: bool
     weights: tuple[str, ...] = ()
     factored: dict[str, dict[str, str]] = field(default_factory=dict)
+    repeated: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the weights are stored in a form that only kobza reads."""
+        return bool(self.factored or self.repeated)
 
     def to_json(self) -> str:
         """Return the text of the file."""
@@ -54,7 +61,7 @@ class Record:
         return json.dumps({"schema": SCHEMA, "kobza": __version__, **asdict(self)}, indent=1) + "\n"
 
     def unfactored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the checkpoint with factors multiplied and codes decoded, as transformers expects it.
+        """Return the checkpoint with factors multiplied, codes decoded and blocks repeated, as transformers expects it.
 
         Raises:
             WrongTensors: a factor is missing or the two do not fit.
@@ -68,6 +75,9 @@ class Record:
             product = value.dense() if isinstance(value, Quantized) else value.A.float() @ value.B.float()
             dtype = floats if isinstance(value, Quantized) else value.A.dtype
             dense[at["weight"]] = (product.T if at.get("is_transposed") else product).to(dtype)
+        for path, first in self.repeated.items():
+            own = [name for name in dense if name.startswith(f"{first}.")]
+            dense |= {path + name.removeprefix(first): dense[name] for name in own}
         return dense
 
     def value(self, name: str, tensors: Mapping[str, Tensor]) -> Factors | Quantized:
@@ -91,7 +101,7 @@ class Record:
         """Return the model, built from `unfactored` tensors, with its factors, history and origin put back."""
         origin = replace(self.origin, notes=(*self.origin.notes, f"read back from {model.origin.path}"))
         module = model.module
-        if self.factored:
+        if self.is_own:
             module = replacing.shared_copy(module)
             for name in self.factored:
                 matrix = model.matrices["embed.in" if name == "embed" else name]
@@ -101,7 +111,20 @@ class Record:
                 replacing.put(module, matrix, value)
                 if name == "embed":
                     replacing.tie_ends(module, model.family.modules["embed.in"], model.family.modules["embed.out"])
+            self._share_factors(module)
+            for path, first in self.repeated.items():
+                if {path, first} - {f"{model.family.blocks}.{layer}" for layer in range(model.layers)}:
+                    raise WrongTensors(f"{path!r} is said to repeat {first!r}, and one of them is no block.")
+                replacing.repeat_block(module, path, first)
         return Model(model.name, module, model.tokenizer, origin=origin, family=model.family, changes=self.changes)
+
+    def _share_factors(self, module: Any) -> None:
+        """Let matrices whose factors are one tensor in the file share it again."""
+        known: dict[str, Any] = {}
+        for at in self.factored.values():
+            part = module.get_submodule(at["weight"].rpartition(".")[0])
+            for role in {"A", "B"} & at.keys():
+                setattr(part, role, known.setdefault(at[role], getattr(part, role)))
 
 
 def read(folder: str | Path) -> Record | None:
@@ -138,4 +161,5 @@ def _parsed(data: dict[str, Any]) -> Record:
         is_tied=bool(data["is_tied"]),
         weights=tuple(map(str, data["weights"])),
         factored=factored,
+        repeated={str(path): str(first) for path, first in data.get("repeated", {}).items()},
     )

@@ -36,6 +36,34 @@ def shared_copy(module: Any) -> Any:
     return twin
 
 
+def repeated_blocks(module: Any, blocks: str) -> dict[str, str]:
+    """Blocks made of the very tensors of an earlier one: path -> path of the first of them.
+
+    Args:
+        module: of a model.
+        blocks: path of its list of blocks, empty for none.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    found = {}
+    for place, block in enumerate(module.get_submodule(blocks) if blocks else ()):
+        path = f"{blocks}.{place}"
+        owner = first.setdefault(tuple(id(p) for p in block.parameters()), path)
+        if owner != path:
+            found[path] = owner
+    return found
+
+
+def repeat_block(module: Any, path: str, first: str) -> None:
+    """Put a twin of a block, with the same tensors, in the place of another."""
+    source = module.get_submodule(first)
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*source.parameters(), *source.buffers())}
+    twin = copy.deepcopy(source, memo)
+    for part in twin.modules():
+        if hasattr(part, "layer_idx"):
+            part.layer_idx = int(path.rpartition(".")[2])
+    set_module(module, path, twin)
+
+
 def put(module: Any, matrix: Matrix, value: Value) -> None:
     """Put a new value in the place of one weight of `module`; other places that shared the tensor keep the old one.
 

@@ -4,9 +4,9 @@ The folder: weights (safetensors, each shared tensor once), config.json, generat
 README.md (a model card with origin, licence and every change), the original's licence files, and kobza.json. It is
 written beside its place, opened again, compared, and only then put there.
 
-A model with factored or quantized matrices is written as it is stored, in `factored.safetensors`: transformers finds
-no weights in that folder and says so, instead of filling the gaps with random numbers. `kobza.open` reads it;
-`dense=True` makes them dense for everybody else.
+A model with factored or quantized matrices, or with blocks that stand twice, is written as it is stored, in
+`factored.safetensors`: transformers finds no weights in that folder and says so, instead of filling the gaps with
+random numbers. `kobza.open` reads it; `dense=True` makes them dense for everybody else.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def save(model: Model, path: str | Path, *, dense: bool = False) -> Saved:
     tensors, factored = _tensors(written)
     target = Path(path)
     with atomic_directory(target) as folder:
-        files = _write_weights(folder, tensors, "factored" if factored else "model")
+        repeated = replacing.repeated_blocks(written.module, written.family.blocks)
+        is_own = bool(factored or repeated)
+        files = _write_weights(folder, tensors, "factored" if is_own else "model")
         _write_configuration(folder, written)
         written.tokenizer.save(folder)
         _copy_licences(model, folder)
@@ -102,13 +104,14 @@ def save(model: Model, path: str | Path, *, dense: bool = False) -> Saved:
             written.is_tied,
             tuple(files),
             factored,
+            repeated,
         )
         (folder / record.FILE).write_text(about.to_json(), encoding="utf-8")
-        statement = _statement(bool(factored), dense and written is not model)
+        statement = _statement(is_own, dense and written is not model)
         (folder / "README.md").write_text(card.text(written, statement), encoding="utf-8")
         difference = check(written, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
-    return Saved(target, written.stored_bytes, size, not factored, difference, statement)
+    return Saved(target, written.stored_bytes, size, not is_own, difference, statement)
 
 
 def _refuse_foreign_code(model: Model) -> None:
@@ -123,22 +126,29 @@ def _refuse_foreign_code(model: Model) -> None:
 def _statement(is_factored: bool, is_multiplied: bool) -> str:
     if is_factored:
         return (
-            "Some matrices are stored as factors or codes: kobza.open reads the folder; plain transformers finds no "
-            "weights in it and refuses it. Save with dense=True for plain transformers."
+            "Some matrices are stored as factors or codes, or blocks stand twice and are stored once: kobza.open reads "
+            "the folder; plain transformers finds no weights in it and refuses it. Save with dense=True for plain "
+            "transformers."
         )
     if is_multiplied:
-        return "Plain transformers opens it; factors and codes were made dense, so it is as big as the dense model."
+        return "Plain transformers opens it; all was made dense, so it is as big as the dense model."
     return "Plain transformers opens it and gives the same logits."
 
 
 def densified(model: Model) -> Model:
-    """Return the model with factors multiplied back and codes decoded; itself if it has none."""
-    if not any(matrix.stored_as != "dense" for matrix in model.matrices.values()):
+    """Return the model with factors multiplied back, codes decoded, repeated blocks copied; itself if it has none."""
+    repeated = replacing.repeated_blocks(model.module, model.family.blocks)
+    if not repeated and not any(matrix.stored_as != "dense" for matrix in model.matrices.values()):
         return model
     twin = model.fork()
     for path, part in list(twin.module.named_modules()):
         if isinstance(part, Compact):
             replacing.set_module(twin.module, path, dense_like(part))
+    for path in repeated:
+        for part in twin.module.get_submodule(path).modules():
+            for leaf, old in part._parameters.items():
+                if old is not None:
+                    part._parameters[leaf] = replacing.frozen(old.clone(), old.dtype, old.device)
     if model.is_tied:
         ends = model.family.modules
         replacing.tie_ends(twin.module, ends["embed.in"], ends["embed.out"])
@@ -147,12 +157,12 @@ def densified(model: Model) -> Model:
 
 def _tensors(model: Model) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Return every tensor to write, each once, and where factors and codes are (see `record.Record.factored`)."""
-    seen: set[int] = set()
+    seen: dict[int, str] = {}
     tensors = {}
     skipped = set(getattr(model.module, "_keys_to_ignore_on_save", None) or ())
     for name, tensor in model.module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen and name not in skipped:
-            seen.add(id(tensor))
+            seen[id(tensor)] = name
             tensors[name] = tensor.detach()
     factored: dict[str, dict[str, Any]] = {}
     for name, matrix in model.matrices.items():
@@ -160,7 +170,7 @@ def _tensors(model: Model) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]
             owner = matrix.parameter.removesuffix(".weight")
             key = "embed" if name == "embed.in" and model.is_tied else name
             part = model.module.get_submodule(owner)
-            factored[key] = {role: f"{owner}.{role}" for role, _ in part.named_parameters() if role != "bias"}
+            factored[key] = {role: seen[id(value)] for role, value in part.named_parameters() if role != "bias"}
             factored[key]["weight"] = matrix.parameter
             if isinstance(part, Coded):
                 factored[key]["layout"] = part.quantized.layout()
@@ -263,7 +273,7 @@ def _reopened(model: Model, folder: Path) -> Any:
     about = record.read(folder)
     assert about is not None, "the record was written a moment ago"
     implementation = model.module.config._attn_implementation
-    if not about.factored:
+    if not about.is_own:
         with quiet():
             return AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=model.dtype, attn_implementation=implementation
