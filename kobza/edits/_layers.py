@@ -30,6 +30,7 @@ class Walk:
 
     Attributes:
         hidden: what enters the next block, one (1, T, D) per window.
+        runs: blocks run so far, each on one window.
 
     Args:
         model: the model; any fork of it has the same calls.
@@ -43,7 +44,7 @@ class Walk:
             raise BadValue(f"{model.name!r} has no list of blocks that could be run one at a time.")
         self.model = model
         fed = _windows(model, texts, tokens, min(window, model.context or window))
-        self.fed = fed
+        self.fed, self.runs = fed, 0
         blocks = self._blocks(model)
         self._calls = _calls(model, fed[0], blocks)
         self.hidden = [_entering(model, ids, blocks[0]) for ids in fed]
@@ -56,6 +57,7 @@ class Walk:
     def out(self, model: Model, layer: int, hidden: Tensor) -> Tensor:
         """What leaves block `layer` of a model for what enters it, both (1, T, D)."""
         args, kwargs = self._calls[layer]
+        self.runs += 1
         given = self._blocks(model)[layer](hidden, *args, **kwargs)
         found: Tensor = given[0] if isinstance(given, tuple) else given
         return found

@@ -2,18 +2,21 @@
 
 influence: 1 - cosine between what enters a block and what leaves it, one pass. loss: the text's loss without the
 block, for every block, from remembered inputs: only the blocks behind it are run, half the work of running all.
-greedy: the best single drop, `drops` times.
+greedy: the best single drop, `drops` times. entropy: how much the entropy of the stream grows in a block, one pass;
+blocks before the entropy is lowest are taken last.
 
 Sources: Men et al. (2024), arXiv:2403.03853 (block influence); Zhong et al. (2024), arXiv:2406.19384 (BlockPruner,
-greedy by loss).
+greedy by loss); Yang et al. (2025), arXiv:2504.03794 (EntroDrop; the width of the buckets is kobza's own).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from kobza.core.errors import OutOfRange
 from kobza.core.progress import progress
@@ -26,6 +29,7 @@ from kobza.edits.base import CALIBRATION
 from kobza.models.model import Model
 
 TOKENS = 1024  # read by default: two windows
+BUCKET = 0.1  # of the first stream's root mean square
 
 
 def apply(
@@ -33,7 +37,7 @@ def apply(
     *,
     layers: Sequence[int] | None = None,
     drops: int = 1,
-    by: Literal["influence", "loss", "greedy"] = "influence",
+    by: Literal["influence", "entropy", "loss", "greedy"] = "influence",
     calibration: Sequence[str] = CALIBRATION,
     calibration_tokens: int = TOKENS,
 ) -> Model:
@@ -53,7 +57,8 @@ def apply(
     Raises:
         OutOfRange: a layer that is not there, or all of them.
 
-    Cost: none for named layers; one pass for influence; half a pass per layer for loss, `drops` times that for greedy.
+    Cost: none for named layers; one pass for influence and entropy; half a pass per layer for loss, `drops`
+        times that for greedy.
     """
     named = sorted(set(layers or ()))
     if any(not 0 <= layer < model.layers for layer in named):
@@ -76,6 +81,12 @@ def apply(
 def chosen(model: Model, texts: Sequence[Text], count: int, by: str, tokens: int) -> tuple[list[int], list[float]]:
     """Return the layers to remove, ascending, and the worth of every layer of the model as it is."""
     walk = Walk(model, texts, tokens)
+    if by == "entropy":
+        found = entropies(model, walk)
+        gains = [after - before for before, after in pairwise(found)]
+        lowest = min(range(model.layers), key=found.__getitem__)
+        order = sorted(range(model.layers), key=lambda layer: (layer < lowest, gains[layer]))
+        return sorted(order[:count]), gains
     worth = influences(model, walk) if by == "influence" else losses(model, walk, list(range(model.layers)))
     if by != "greedy":
         order = sorted(range(model.layers), key=worth.__getitem__)
@@ -100,6 +111,27 @@ def influences(model: Model, walk: Walk) -> list[float]:
     return found
 
 
+def entropies(model: Model, walk: Walk) -> list[float]:
+    """Entropy of the entries of the stream before each block and behind the last, L + 1 numbers in bits.
+
+    Entries are counted in buckets as wide as a tenth of the root mean square of what enters the first block.
+    """
+    hidden = walk.hidden
+    width = BUCKET * float(torch.cat([h.double().square().mean()[None] for h in hidden]).mean().sqrt())
+    found = [_entropy(hidden, width)]
+    for layer in range(model.layers):
+        hidden = [walk.out(model, layer, h) for h in hidden]
+        found.append(_entropy(hidden, width))
+    return found
+
+
+def _entropy(states: Sequence[Tensor], width: float) -> float:
+    """Entropy in bits of entries rounded to multiples of `width`."""
+    counts = torch.cat([(h / width).round().long().flatten() for h in states]).unique(return_counts=True)[1]
+    shares = counts.double() / counts.sum()
+    return float(-(shares * shares.log2()).sum())
+
+
 def losses(model: Model, walk: Walk, kept: Sequence[int]) -> list[float]:
     """Bits per token of a model of the blocks `kept` when each of them in turn is left out.
 
@@ -116,7 +148,9 @@ def losses(model: Model, walk: Walk, kept: Sequence[int]) -> list[float]:
 
 
 def table(model: Model, texts: Sequence[Text], *, tokens: int = TOKENS) -> Table:
-    """Return a row per layer: bits per token without it, the loss, and its influence.
+    """Return a row per layer: bits per token without it, the loss, its influence and its gain in entropy.
+
+    The note says how many blocks were run for the losses, beside what one run per model without a layer would take.
 
     Args:
         model: the model.
@@ -127,11 +161,14 @@ def table(model: Model, texts: Sequence[Text], *, tokens: int = TOKENS) -> Table
     hidden = walk.hidden
     for layer in range(model.layers):
         hidden = [walk.out(model, layer, h) for h in hidden]
-    whole = walk.bits(model, hidden)
+    whole, begin = walk.bits(model, hidden), walk.runs
+    without = losses(model, walk, range(model.layers))
+    runs, naive = walk.runs - begin, model.layers * (model.layers - 1) * len(walk.fed)
+    gains = [after - before for before, after in pairwise(entropies(model, walk))]
     rows = [
-        {"layer": layer, "bits_per_token": without, "loss": without - whole, "influence": influence}
-        for layer, (without, influence) in enumerate(
-            zip(losses(model, walk, range(model.layers)), influences(model, walk), strict=True)
-        )
+        {"layer": layer, "bits_per_token": bits, "loss": bits - whole, "influence": influence, "entropy": gain}
+        for layer, (bits, influence, gain) in enumerate(zip(without, influences(model, walk), gains, strict=True))
     ]
-    return Table(rows, title="Each layer dropped", note=f"{whole:.4f} bits per token with all {model.layers} layers")
+    note = f"{whole:.4f} bits per token with all {model.layers} layers; "
+    note += f"{runs} blocks run for the losses, {naive} otherwise"
+    return Table(rows, title="Each layer dropped", note=note)

@@ -118,3 +118,26 @@ def test_layers_that_are_not_there_are_refused(tiny: Any) -> None:
         layer_drop.apply(tiny, layers=[2])
     with pytest.raises(OutOfRange, match="at least one"):
         layer_drop.apply(tiny, layers=[0, 1])
+
+
+def test_the_table_costs_half_the_blocks() -> None:
+    model = kobza.open("tiny:llama?layers=6&seed=0")
+    walk = Walk(model, [text(TEXTS[0])], 128)
+    layer_drop.losses(model, walk, range(6))
+    assert walk.runs == 6 * 7 / 2  # of 6 * 5 for six models of five layers; 465 of 870 for thirty layers
+    assert "21 blocks run for the losses, 30 otherwise" in layer_drop.table(model, [text(TEXTS[0])], tokens=128).note
+
+
+def test_the_entropy_of_normal_entries_is_the_closed_form() -> None:
+    h = 3 * torch.randn(1, 1000, 100, generator=torch.Generator().manual_seed(0))
+    wanted = 0.5 * torch.log2(torch.tensor(2 * torch.pi * torch.e * 9 / 0.25**2))
+    assert layer_drop._entropy([h], 0.25) == pytest.approx(float(wanted), abs=0.01)
+
+
+def test_by_entropy_the_block_that_adds_nothing_goes_first_but_none_before_the_lowest() -> None:
+    model = kobza.open("tiny:llama?layers=4&seed=0")
+    nothing = {f"blocks.2.{part}": model.matrix(f"blocks.2.{part}") * 0 for part in ("attn.o", "mlp.down")}
+    idle = model.replace(nothing, change=kobza.models.model.Change("test"))
+    edited = layer_drop.apply(idle, by="entropy", calibration=TEXTS, calibration_tokens=128)
+    assert edited.changes[-1].facts["removed"] == [2]
+    assert edited.changes[-1].facts["worth"][2] == pytest.approx(0, abs=1e-9)
