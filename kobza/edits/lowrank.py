@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kobza.core.errors import BadValue
+from kobza.core.errors import BadValue, OutOfRange
 from kobza.core.texts import Text
 from kobza.edits import base
 from kobza.edits.base import CALIBRATION, TOKENS
@@ -35,6 +35,7 @@ def apply(
     weights: Literal["none", "zipf", "frequency", "fisher"] = "none",
     metric: Literal["none", "moments"] = "none",
     center: bool = False,
+    multiple: int = 1,
     store: Literal["dense", "factors"] = "dense",
     calibration: Sequence[str] = CALIBRATION,
     calibration_tokens: int = TOKENS,
@@ -46,13 +47,14 @@ def apply(
     Args:
         model: the model to start from; it is not changed.
         where: pattern of matrix names; must match at least one matrix.
-        rank: directions kept per matrix [count, 1 .. min(rows, columns)]. Multiples of 64 run fastest.
+        rank: directions kept per matrix [count, 1 .. min(rows, columns)].
         weights: which rows count. none: all alike. zipf: 1 / (id + 200), without a text. frequency: tokens by their
             share of the calibration texts. fisher: frequency at the input end, mean p (1 - p) at the output end, both
             for a tied table. All but none are for `embed` only.
         metric: which directions count. none: all alike. moments: second moments of the gradient at the input end, of
             the vectors read at the output end and in linear layers; both for a tied table.
         center: keep the (weighted) mean row apart, as one direction more than `rank`.
+        multiple: ranks are rounded to the nearest multiple of this, at least one [count, 1 ..]; 64 runs fastest.
         store: dense: the product, of the old shape and bytes. factors: A (M, r) and B (r, N), stored and used so.
         calibration: texts that weights and metric are taken from; not the text to be measured.
         calibration_tokens: tokens read with gradients, shared over the texts [count, 2 ..].
@@ -71,7 +73,10 @@ def apply(
     Cost: O(M N min(M, N)) once per matrix and weighting; a sweep over ranks factorizes once. `moments` and `fisher`
         read the calibration texts once per model (about a minute for 135M parameters on one core).
     """
-    names = base.select(model, where)
+    names, asked = base.select(model, where), rank
+    if multiple < 1:
+        raise OutOfRange(f"multiple={multiple}; it must be at least 1.")
+    rank = max(1, round(rank / multiple)) * multiple
     for name in names:
         base.require_rank(name, model.matrix(name).shape, rank, min(model.matrix(name).shape))
     texts = base.calibration_texts(calibration) if weights in ("frequency", "fisher") or metric != "none" else []
@@ -85,7 +90,8 @@ def apply(
             continue
         A, B = directions(model, name, weighings[name], center=center).factors(W, rank)
         tensors[name] = Factors(A, B) if store == "factors" else A @ B
-    options = {"where": where, "rank": rank, "weights": weights, "metric": metric, "center": center, "store": store}
+    options = {"where": where, "rank": asked, "weights": weights, "metric": metric, "center": center, "store": store}
+    options |= {"multiple": multiple}
     facts = {}
     if texts:
         options |= {"calibration": list(calibration), "calibration_tokens": calibration_tokens}

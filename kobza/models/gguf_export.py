@@ -81,6 +81,14 @@ def export(model: Model, path: str | Path, *, type: str = "q8_0", table: str = "
         CannotWrite: the place cannot be written; nothing is left there.
     """
     for one in (type, table or type):
+        if one[2:4] == "_k":
+            narrow = min(W.shape[1] for W in model.matrices.values() if len(W.shape) == 2)
+            raise BadValue(
+                f"{one!r} packs rows in blocks of 256 columns; the narrowest matrix of {model.name!r} has {narrow}, "
+                "and the gguf package writes no such blocks.",
+                f"Written are: {', '.join(TYPES)}. llama.cpp's llama-quantize turns an f16 file into k-quants, and "
+                "stores rows that are no multiple of 256 in another type.",
+            )
         if one not in TYPES:
             raise BadValue(f"no GGUF type {one!r} is written; there are: {', '.join(TYPES)}.")
     if model.family.name not in ARCHITECTURES:

@@ -262,3 +262,22 @@ def test_two_thirds_of_the_directions_hold_both_ends_of_smollm2(smollm2: Any) ->
     base.refuse_calibration(edited.changes, sample)
     before, after = (float(forward.token_bits(m, ids, window=512).double().sum()) for m in (smollm2, edited))
     assert after < 1.2 * before, "plain SVD costs a factor above 3 here"
+
+
+def test_in_a_linear_layer_the_error_is_the_tail_of_the_whitened_matrix(tiny: Any) -> None:
+    texts = base.calibration_texts(("topics[320000:330000]",))
+    name, rank = "blocks.1.mlp.up", 10
+    edited = lowrank.apply(tiny, where=name, rank=rank, metric="moments", calibration=("topics[320000:330000]",))
+    metric = lowrank._damped(base.input_moments(tiny, [name], texts)[name], 0.01)
+    L = torch.linalg.cholesky(metric)
+    W = tiny.matrix(name).double()
+    tail = torch.linalg.svdvals(W @ L)[rank:].square().sum().sqrt()
+    assert float(((edited.matrix(name) - W) @ L).norm()) == pytest.approx(float(tail), rel=1e-4)
+
+
+def test_ranks_are_rounded_to_a_multiple(tiny: Any) -> None:
+    for asked, got in ((3, 8), (12, 16), (21, 24)):
+        edited = lowrank.apply(tiny, rank=asked, multiple=8, store="factors")
+        assert edited.matrices["embed.in"].rank == got
+    with pytest.raises(OutOfRange, match="rank=40 does not fit"):
+        lowrank.apply(tiny, rank=37, multiple=8)

@@ -155,3 +155,8 @@ def test_the_real_model_comes_back_as_it_was_read(smollm2: Any, tmp_path: Path) 
     assert (read.argmax(1) == ours.argmax(1)).float().mean() > 0.8
     gap = torch.nn.functional.kl_div(read.log_softmax(1), ours.log_softmax(1), log_target=True, reduction="batchmean")
     assert float(gap) < 0.02  # nats a token
+
+
+def test_k_quants_are_refused_with_the_reason(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="blocks of 256 columns; the narrowest matrix of 'tiny:llama' has 32"):
+        gguf_export.export(tiny, tmp_path / "x.gguf", type="q4_k")
