@@ -74,16 +74,18 @@ def notebook(ids: int) -> Callable[[], None]:
     return step
 
 
-def ours(ids: int, precision: torch.dtype = torch.bfloat16) -> Callable[[], None]:
+def ours(ids: int, precision: torch.dtype = torch.bfloat16, sparse: bool = False) -> Callable[[], None]:
     """Return a step of kobza's loop on a vocabulary of so many ids."""
     from kobza.training import base
-    from kobza.training.parts import classic, optimizers
+    from kobza.training.parts import classic, optimizers, tables
     from kobza.training.parts.losses import mean_loss
 
     class Vocabulary(list[None]):
         start_id = end_id = None
 
     module = classic.build("classic", classic.Sizes(N, D, H, H, 4 * D, T), Vocabulary([None] * ids), seed=0)  # type: ignore[arg-type]
+    if sparse:
+        tables.spare(module)
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     optimizer = optimizers.build("adamw", named, rate=1e-3, decay=0.01, betas=(0.9, 0.999))
     generator = torch.Generator().manual_seed(0)
@@ -126,9 +128,11 @@ def head_loss(way: str) -> Callable[[], None]:
     return step
 
 
-def measured(make: str, arguments: tuple[Any, ...], rounds: int, report: Any) -> None:
+def measured(make: str, arguments: tuple[Any, ...], rounds: int, is_plain: bool, report: Any) -> None:
     """Report CPU seconds of a step (the least of several), the peak above the start, the peak, and a value."""
     torch.set_num_threads(1)
+    if is_plain:  # what transformers imports where the development extras are installed, and kobza does not need
+        sys.modules |= dict.fromkeys(("scipy", "sklearn"))  # type: ignore[arg-type]
     step = globals()[make](*arguments)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
     step()
@@ -141,13 +145,13 @@ def measured(make: str, arguments: tuple[Any, ...], rounds: int, report: Any) ->
     report.send((min(times), (peak - before) / 1024, peak / 1024, getattr(step, "value", None)))
 
 
-def apart(make: str, *arguments: Any, rounds: int = ROUNDS) -> tuple[float, float, float, float | None]:
-    """Measure in a process of its own."""
+def apart(make: str, *arguments: Any, rounds: int = ROUNDS, is_plain: bool = False) -> tuple[float, float, float, Any]:
+    """Measure in a process of its own, if asked as in an environment without scipy and scikit-learn."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=measured, args=(make, arguments, rounds, there))
+    process = context.Process(target=measured, args=(make, arguments, rounds, is_plain, there))
     process.start()
-    found: tuple[float, float, float, float | None] = here.recv()
+    found: tuple[float, float, float, Any] = here.recv()
     process.join()
     return found
 
@@ -157,13 +161,15 @@ def poems() -> None:
     rows = [
         ("the plain notebook loop, 200,019 ids", apart("notebook", IDS)),
         ("kobza, 200,019 ids, bfloat16", apart("ours", IDS)),
+        ("kobza, 200,019 ids, bfloat16, sparse table", apart("ours", IDS, torch.bfloat16, True)),
         ("the notebook loop, 5,038 ids", apart("notebook", TRIMMED)),
         ("kobza, 5,038 ids, float32", apart("ours", TRIMMED, torch.float32, rounds=10)),
+        ("the same without scipy (not required)", apart("ours", TRIMMED, rounds=10, is_plain=True)),
         ("kobza, 5,038 ids, bfloat16", apart("ours", TRIMMED, rounds=10)),
     ]
     last = rows[-1][1][0]
     for name, (seconds, _, peak, _) in rows:
-        print(f"{name:40} {seconds:7.3f} CPU s/step  {peak:6.0f} MB  {seconds / last:5.1f}x")
+        print(f"{name:42} {seconds:7.3f} CPU s/step  {peak:6.0f} MB  {seconds / last:5.1f}x")
 
 
 def pieces() -> None:
@@ -176,10 +182,62 @@ def pieces() -> None:
     print(f"  time {own[0] / plain[0]:.2f}x, loss differs by {abs((own[3] or 0) - (plain[3] or 0)):.1e}")
 
 
+SIZES = [
+    ("llama", 1, 32, 2, 16, 4, 300, torch.float32), ("llama", 2, 64, 2, 128, 8, 512, torch.float32),
+    ("free", 4, 64, 4, 64, 8, 512, torch.bfloat16), ("llama", 4, 256, 4, 128, 8, 2048, torch.bfloat16),
+    ("classic", 12, 256, 8, 32, 8, 5038, torch.bfloat16), ("llama", 8, 512, 8, 128, 4, 8192, torch.bfloat16),
+]  # fmt: skip
+
+
+def sized(
+    kind: str, layers: int, width: int, heads: int, length: int, batch: int, ids: int, dtype: Any
+) -> Callable[[], None]:
+    """Return a step of a model of these sizes; its value is what was foreseen, in seconds and MB."""
+    from kobza.models import free
+    from kobza.training import base
+    from kobza.training.parts import classic, optimizers, sizing
+    from kobza.training.parts.losses import mean_loss
+
+    class Vocabulary(list[None]):
+        start_id = end_id = None
+
+    inner = 4 * width if kind == "classic" else 32 * -(-8 * width // 96)
+    sizes = classic.Sizes(layers, width, heads, heads, inner, length)
+    form = free.form() if kind == "free" else None
+    module = classic.build(kind, sizes, Vocabulary([None] * ids), seed=0, form=form)  # type: ignore[arg-type]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    foreseen = sizing.predict(module, tokens=batch * length, optimizer="adamw", precision=dtype, context=length)
+    optimizer = optimizers.build("adamw", named, rate=1e-3, decay=0.0, betas=(0.9, 0.999))
+    weights = sizing.tensor_bytes([p for _, p in named]) / 2**20
+
+    def step() -> None:
+        rows = torch.randint(ids, (batch, length + 1))
+        optimizer.zero_grad()
+        with base.autocast(dtype):
+            loss, _ = mean_loss(module, rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        optimizers.clip([p for _, p in named], 1.0)
+        optimizer.step()
+
+    step.value = (foreseen.seconds, foreseen.bytes / 2**20 - weights)  # type: ignore[attr-defined]
+    return step
+
+
+def foresight() -> None:
+    """Print what was foreseen beside what happened; the weights are there before the measurement begins."""
+    for kind, layers, width, *rest in SIZES:
+        seconds, extra, _, told = apart("sized", kind, layers, width, *rest, rounds=6)
+        foreseen, memory = told or (0.0, 0.0)
+        time_ = f"{1e3 * seconds:7.1f} CPU ms, foreseen {1e3 * foreseen:7.1f} ({seconds / foreseen:.2f}x)"
+        space = f"{extra:5.0f} MB, foreseen {memory:5.0f} ({extra / memory:.2f}x)"
+        print(f"{kind:8}{layers:3} x {width:3}  {time_}  {space}")
+
+
 def main() -> None:
     """Print all tables."""
     poems()
     pieces()
+    foresight()
     peer = sys.argv[1] if len(sys.argv) > 1 else ""
     if not peer:
         print("steps against TRL: skipped, no environment with TRL was named")

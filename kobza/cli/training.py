@@ -179,8 +179,9 @@ def _result(run: Any, title: str, save: Path | None) -> Result:
 
 
 def _foreseen(facts: dict[str, Any]) -> str:
-    held = facts["peak_bytes"] / 1e6
+    names = ("peak_bytes", "taken_bytes", "predicted_bytes", "optimizer_state_bytes")
+    held, taken, wanted, state = (facts[name] / 1e6 for name in names)
     return (
-        f"{facts['predicted_seconds']:.3f} s; {facts['predicted_bytes'] / 1e6:,.0f} MB beside the program, which "
-        f"held at most {held:,.0f} MB with it); optimizer state {facts['optimizer_state_bytes'] / 1e6:,.1f} MB"
+        f"{facts['predicted_seconds']:.3f} s); {taken:,.0f} MB beside the program (foreseen: {wanted:,.0f} MB), "
+        f"{held:,.0f} MB with it; optimizer state {state:,.1f} MB"
     )

@@ -20,7 +20,7 @@ from kobza.core.progress import progress
 from kobza.core.result import Reading
 from kobza.measures.base import Given, record, require_tokens, take
 from kobza.models.model import Model
-from kobza.models.stepping import Stepper
+from kobza.models.stepping import plain
 
 BYTES_PER_TOKEN = 16  # enough text for the prompt in most vocabularies and scripts
 
@@ -92,7 +92,7 @@ def run(model: Model, ids: list[int], *, tokens: int, repeats: int) -> Speeds:
 @torch.inference_mode()
 def _once(model: Model, ids: list[int], tokens: int) -> tuple[float, float]:
     """Return the seconds of reading `ids` and of generating `tokens` more."""
-    stepper = Stepper(model)
+    stepper = plain(model)
     begin = time.perf_counter()
     logits = stepper.feed(torch.tensor([ids], device=model.device))
     read = time.perf_counter()

@@ -8,11 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from kobza.core.errors import Corrupt, KobzaError, NotFinite, WrongTensors
+
+FREE = "kobza"  # the family of `models.free`
 
 
 def skeleton(config: dict[str, Any]) -> Any:
@@ -34,10 +37,14 @@ def configuration(config: dict[str, Any]) -> Any:
     family = values.pop("model_type", None)
     if not isinstance(family, str):
         raise Corrupt("the configuration does not say which family of models it is ('model_type').")
+    if family == FREE:
+        import_module("kobza.models.free")  # kobza's own family: makes itself known to transformers
     try:
         with quiet():
             return AutoConfig.for_model(family, **values)
-    except Exception as error:  # noqa: BLE001 (transformers checks values with exceptions of many kinds)
+    except Exception as error:
+        if isinstance(error, KobzaError):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise Corrupt(f"the configuration of family {family!r} is not usable: {reason}.") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from kobza.models.building import FREE
 from kobza.models.model import Change, Model
 from kobza.models.replacing import repeated_blocks
 
@@ -20,11 +21,13 @@ def text(model: Model, statement: str) -> str:
     if origin.licence:
         lines.append(f"license: {_scalar(origin.licence)}")
     lines += [f"base_model: {_scalar(origin.spec)}"] if origin.kind != "random" else []
-    is_factored = bool(repeated_blocks(model.module, model.family.blocks)) or any(
-        matrix.stored_as != "dense" for matrix in model.matrices.values()
+    is_own = (
+        is_free(model)
+        or bool(repeated_blocks(model.module, model.family.blocks))
+        or any(matrix.stored_as != "dense" for matrix in model.matrices.values())
     )
     lines += [
-        f"library_name: {'kobza' if is_factored else 'transformers'}",
+        f"library_name: {'kobza' if is_own else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [kobza]",
         "---",
@@ -44,6 +47,11 @@ def text(model: Model, statement: str) -> str:
     lines += [f"- {model.parameters:,} parameters, {model.stored_bytes:,} bytes"]
     lines += [f"- fingerprint (SHA-256 over all tensors): `{model.fingerprint}`", ""]
     return "\n".join(lines)
+
+
+def is_free(model: Model) -> bool:
+    """Whether a model is of kobza's own family, which transformers does not know."""
+    return bool(model.module.config.model_type == FREE)
 
 
 def _summary(model: Model) -> str:

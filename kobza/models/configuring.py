@@ -11,6 +11,7 @@ from typing import Any
 
 from kobza.core.errors import Corrupt, Unavailable, UnknownName, Unsafe
 from kobza.models import preflight
+from kobza.models.building import FREE
 
 # what names code, kernels or other files; everything that begins with "_" goes as well
 _DROPPED = frozenset(
@@ -34,7 +35,7 @@ _SIZES = (
     "word_embed_proj_dim",
 )  # fmt: skip
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "num_key_value_heads")
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok")
+_COUNTS = ("experts", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok")
 _MOST = {"layers": 4096, "heads": 65_536, "experts": 65_536}
 LONGEST_CONTEXT = 1 << 28  # positions
 
@@ -75,7 +76,7 @@ def read(folder: Path, *, trusted: bool = False) -> tuple[dict[str, Any], tuple[
 def _check_family(folder: Path, family: str, has_code: bool) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if family in CONFIG_MAPPING_NAMES:
+    if family in CONFIG_MAPPING_NAMES or family == FREE:
         return
     if has_code:
         raise Unsafe(
@@ -103,7 +104,10 @@ def check_sizes(config: dict[str, Any], tensors: int, values: int, where: str) -
         Corrupt: names the key, its value and what is allowed.
     """
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        _bounded(part, _LAYERS, min(tensors, _MOST["layers"]), f"the weights have {tensors} tensors", where)
+        most = (
+            _MOST["layers"] if part.get("model_type") == FREE else min(tensors, _MOST["layers"])
+        )  # layers may be shared
+        _bounded(part, _LAYERS, most, f"the weights have {tensors} tensors", where)
         _bounded(part, _SIZES, values, f"the weights hold {values} numbers", where)
         _bounded(part, _HEADS, min(values, _MOST["heads"]), "a head needs weights", where)
         _bounded(part, _COUNTS, min(values, _MOST["experts"]), "an expert needs weights", where)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kobza.core.errors import OutOfRange
 from kobza.models.anatomy import kv_numbers
 from kobza.models.model import Model
-from kobza.models.stepping import Stepper
+from kobza.models.stepping import Steps, plain
 
 
 class ModelPredictor:
@@ -26,7 +26,7 @@ class ModelPredictor:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._stepper: Stepper | None = None
+        self._stepper: Steps | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +63,7 @@ class ModelPredictor:
             OutOfRange: the context would be longer than the model was trained for.
         """
         streams = len(prefix)
-        self._stepper = Stepper(self._model, batch=streams)
+        self._stepper = plain(self._model, batch=streams)
         start = self._model.tokenizer.start_id
         fed = torch.from_numpy(np.ascontiguousarray(prefix))
         if start is not None:

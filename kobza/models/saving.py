@@ -107,11 +107,12 @@ def save(model: Model, path: str | Path, *, dense: bool = False) -> Saved:
             repeated,
         )
         (folder / record.FILE).write_text(about.to_json(), encoding="utf-8")
-        statement = _statement(is_own, dense and written is not model)
+        statement = _statement(written, is_own, dense and written is not model)
         (folder / "README.md").write_text(card.text(written, statement), encoding="utf-8")
         difference = check(written, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
-    return Saved(target, written.stored_bytes, size, not is_own, difference, statement)
+    is_plain = not is_own and not card.is_free(written)
+    return Saved(target, written.stored_bytes, size, is_plain, difference, statement)
 
 
 def _refuse_foreign_code(model: Model) -> None:
@@ -123,7 +124,12 @@ def _refuse_foreign_code(model: Model) -> None:
         )
 
 
-def _statement(is_factored: bool, is_multiplied: bool) -> str:
+def _statement(model: Model, is_factored: bool, is_multiplied: bool) -> str:
+    if card.is_free(model):
+        return (
+            "Its form is none of transformers', which cannot open it and says so: kobza.open reads the folder, or any "
+            "program that imports kobza.models.free first."
+        )
     if is_factored:
         return (
             "Some matrices are stored as factors or codes, or blocks stand twice and are stored once: kobza.open reads "

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kobza.core.errors import BadValue, OutOfRange, UnknownName
+from kobza.core.errors import BadValue, NothingMatched, OutOfRange, UnknownName
 
 if TYPE_CHECKING:
     from kobza.models.model import Model
@@ -170,7 +170,10 @@ def locate(model: Model, site: Site) -> Place:
     family = model.family
     side, _, path = (family.sites if site.name in GLOBAL else family.points)[site.name].partition(" ")
     block = model.module if site.name in GLOBAL else model.module.get_submodule(f"{family.blocks}.{site.layer}")
-    module = block if path == "." else block.get_submodule(path)
+    try:
+        module = block if path == "." else block.get_submodule(path)
+    except AttributeError:  # of models in a form of their own, a block may lack the part
+        raise NothingMatched(f"block {site.layer} of {model.name!r} has no {site.name!r}.") from None
     entry = family.scale.get(site.name, "")
     scale = float(getattr(model.config, entry)) if entry else 1.0
     split = heads(model, site.name) if site.name in SPLIT else 0

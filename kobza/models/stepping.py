@@ -1,7 +1,7 @@
 """A model fed step by step with its keys and values kept: one interface over several backends, and plain sampling.
 
 auto           bare where it fits, else transformers
-transformers   every family, hooks and edits of any kind (`Stepper`)
+transformers   every family, hooks and edits of any kind (`Stepper`; `rereading.py` for modules without a cache)
 bare           Llama-type models without module overhead (`bare.py`)
 paged          the same with its cache in pages, which forks and rows share (`paging.py`)
 llama          llama.cpp for a GGUF file (`llama.py`; the extra `llama`)
@@ -96,7 +96,7 @@ def steps(model: Model, batch: int = 1, *, backend: str = "") -> Steps:
 
         return LlamaStepper(model, batch)
     if chosen == "transformers":
-        return Stepper(model, batch)
+        return plain(model, batch)
     from kobza.models import bare
 
     reason = bare.misfit(model)
@@ -108,7 +108,16 @@ def steps(model: Model, batch: int = 1, *, backend: str = "") -> Steps:
         return PagedStepper(model, batch)
     if not reason:
         return bare.BareStepper(model, batch)
-    return Stepper(model, batch)
+    return plain(model, batch)
+
+
+def plain(model: Model, batch: int = 1) -> Steps:
+    """Begin a run of the transformers module, with its cache where it has one."""
+    if getattr(model.module, "has_cache", True):
+        return Stepper(model, batch)
+    from kobza.models.rereading import Rereader
+
+    return Rereader(model, batch)
 
 
 def chosen_backend() -> str:
@@ -353,7 +362,7 @@ def generate(
 def _generate(
     model: Model, ids: list[int], tokens: int, temperature: float, top_k: int, top_p: float, seed: int, stop: set[int]
 ) -> Iterator[tuple[int, float]]:
-    run = Stepper(model)
+    run = plain(model)
     generator = torch.Generator().manual_seed(seed)
     new = ids
     for _ in range(tokens):

@@ -28,12 +28,14 @@ from kobza.core.figure import Figure
 from kobza.core.files import sha256
 from kobza.core.progress import Task, task
 from kobza.core.table import Table
+from kobza.models.alphabet import Alphabet
 from kobza.models.model import Model
 from kobza.models.stepping import draw
 from kobza.training.parts import checkpoints, optimizers, sizing
 from kobza.training.parts.corpus import Given, Held
 from kobza.training.parts.log import Log
 from kobza.training.parts.losses import mean_loss
+from kobza.training.parts.precision import autocast, first_not_finite, has_bfloat16
 from kobza.training.parts.ranks import Sharding, cut_like, ranks, whole
 from kobza.training.parts.schedules import Budget, budget, rate_at
 
@@ -92,7 +94,7 @@ class Plan:
     def dtype(self) -> torch.dtype:
         """Type of the matrix products."""
         wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(self.precision)
-        return wanted or (torch.bfloat16 if _has_bfloat16() else torch.float32)
+        return wanted or (torch.bfloat16 if has_bfloat16() else torch.float32)
 
 
 def plan(budget_: str | int | Budget, *, betas: tuple[float, float] = (0.9, 0.999), **how: Any) -> Plan:
@@ -218,6 +220,8 @@ class _Loop:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, Tensor] = {}
+        weights = sizing.tensor_bytes(list(job.module.parameters()))
+        self.program = max(0, sizing.held_bytes() - weights)  # what the process holds beside the training
         self.losses: list[Tensor] = []
         self.began = time.monotonic()
         self.since = (0, 0.0)  # tokens and seconds at the last row
@@ -285,7 +289,7 @@ class _Loop:
                 loss.backward()
             total += loss.detach()
             self.tokens += self.job.batch_tokens
-        self.norm = whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.how.clip or math.inf))
+        self.norm = whole(optimizers.clip(self.trained.values(), self.how.clip or math.inf))
         if not torch.isfinite(self.norm):
             self._refuse(batch)
         self.optimizer.step()
@@ -302,7 +306,7 @@ class _Loop:
         return nullcontext() if is_last or self.sharding or self.ranks.world == 1 else stepping.no_sync()
 
     def _refuse(self, batch: Any) -> None:
-        where = first_not_finite(self.job, batch, self.how.dtype)
+        where = first_not_finite(self.job.module, lambda: self.job.loss(batch), self.how.dtype)
         kept = checkpoints.found(self.folder)[:1] if self.folder else []
         hint = f"The last good checkpoint is '{kept[0]}'." if kept else "Nothing was saved: give a folder to keep more."
         raise NotFinite(
@@ -410,6 +414,7 @@ class _Loop:
             "ended": self.why, "steps": self.step, "seconds": self.seconds,
             "seconds_per_step": (self.seconds - self.before) / max(updates, 1), "best_step": self.best.get("step"),
             "optimizer_state_bytes": state_bytes, "peak_bytes": sizing.peak_bytes(),
+            "taken_bytes": max(0, sizing.peak_bytes() - self.program),
             "trained_parameters": count, "ranks": self.ranks.world,
         }  # fmt: skip
         order = ["step", "seconds", "tokens", "loss", "held", "held_all"]
@@ -421,16 +426,6 @@ class _Loop:
 def _digest(shapes: dict[str, list[int]]) -> str:
     """Return a short digest of names and shapes: an adapter's checkpoint must not be laid over another model."""
     return sha256(repr(sorted(shapes.items())).encode())[:16]
-
-
-def autocast(dtype: torch.dtype, device: str = "cpu") -> Any:
-    """Return a context in which matrix products are taken in `dtype`; weights stay as they are."""
-    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def _has_bfloat16() -> bool:
-    found = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return bool(found()) or torch.cuda.is_available()
 
 
 def held_bits(module: Any, held: Held, *, context: int, start: int | None = None) -> dict[str, float]:
@@ -451,34 +446,6 @@ def held_bits(module: Any, held: Held, *, context: int, start: int | None = None
     return {"held": fresh, "held_all": every}
 
 
-@torch.no_grad()
-def first_not_finite(job: Job, batch: Any, dtype: torch.dtype) -> str:
-    """Return the first part of the model whose output, or else gradient or weight, is not finite, in words."""
-    seen: list[str] = []
-
-    def look(name: str) -> Callable[..., None]:
-        def hook(_: Any, __: Any, out: Any) -> None:
-            first = out[0] if isinstance(out, tuple) else out
-            if isinstance(first, Tensor) and not torch.isfinite(first).all():
-                seen.append(name)
-
-        return hook
-
-    handles = [part.register_forward_hook(look(name)) for name, part in job.module.named_modules() if name]
-    try:
-        with autocast(dtype):
-            job.loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if seen:
-        return f"the output of {seen[0]!r}"
-    for name, p in job.module.named_parameters():
-        if p.grad is not None and not torch.isfinite(p.grad).all():
-            return f"the gradient of {name!r}"
-    return "the loss itself"
-
-
 def curves(history: Table) -> list[Figure]:
     """Return a figure of training loss and held-out bits per byte over the steps."""
     series = []
@@ -495,11 +462,19 @@ def curves(history: Table) -> list[Figure]:
 
 
 @torch.no_grad()
-def speak(module: Any, ids: list[int], *, tokens: int, context: int, seed: int, temperature: float = 0.8) -> list[int]:
-    """Return ids that go on with others; nothing is cached, and the module's gradients stay switched on."""
+def speak(
+    module: Any, ids: list[int], *, tokens: int, context: int, seed: int, temperature: float = 0.8,
+    letters: Alphabet | None = None,
+) -> list[int]:  # fmt: skip
+    """Return ids that go on with others, of an alphabet if one is given.
+
+    Nothing is cached, and the module's gradients stay switched on.
+    """
     generator = torch.Generator().manual_seed(seed)
-    found = list(ids)
+    found, begun = list(ids), b""
     for _ in range(tokens):
         logits = module(input_ids=torch.tensor([found[-context:]]), use_cache=False).logits[0, -1].float()
+        logits = letters.cut(logits, begun) if letters else logits
         found.append(draw(logits, temperature, 0, 0.95, generator))
+        begun = letters.after(begun, found[-1]) if letters else b""
     return found[len(ids) :]

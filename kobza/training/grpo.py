@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kobza.core.errors import BadValue, OutOfRange, UnknownName
 from kobza.models.model import Model
-from kobza.models.stepping import Stepper
+from kobza.models.stepping import plain
 from kobza.training import base
 from kobza.training.base import Given, Run
 from kobza.training.parts import answers, tuning
@@ -218,7 +218,7 @@ def speak(
     """Return `count` answers to a prompt, drawn side by side; each ends with the end mark or after `tokens`."""
     ids = answers.prompt_ids(prompt, model.tokenizer, chat=chat)
     model.module.eval()
-    stepper, generator = Stepper(model, count), torch.Generator().manual_seed(seed)
+    stepper, generator = plain(model, count), torch.Generator().manual_seed(seed)
     fed = torch.tensor([ids] * count)
     said: list[list[int]] = [[] for _ in range(count)]
     is_open = [True] * count

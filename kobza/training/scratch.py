@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from kobza.core import options
+from kobza.core.errors import BadValue, OutOfRange
+from kobza.models import free
+from kobza.models.alphabet import Alphabet
 from kobza.models.model import Model, Origin
 from kobza.tokens.base import Tokenizer
 from kobza.training import base
 from kobza.training.base import Given, Job, Run
-from kobza.training.parts import classic, corpus, sizing, trimming
+from kobza.training.parts import aims, classic, corpus, sizing, tables, trimming
 from kobza.training.parts.classic import Sizes
-from kobza.training.parts.losses import mean_loss
 
 SAMPLE = 60  # tokens that are written at every look
 
@@ -31,17 +35,23 @@ def train(
     model: Model | Tokenizer,
     text: Given,
     *,
-    kind: Literal["llama", "classic"] = "llama",
+    kind: Literal["llama", "classic", "free"] = "llama",
+    form: str = "",
     size: int = 4,
     layers: int = 0,
     width: int = 0,
     heads: int = 0,
     kv_heads: int = 0,
+    inner: int = 0,
     context: int = 0,
     batch: int = 0,
     tied: bool = True,
     trim: bool = True,
     restore: bool = False,
+    frozen: bool = False,
+    sparse: bool = False,
+    skip: int = 0,
+    ahead: int = 1,
     steps: int = 1000,
     budget: str = "",
     rate: float = 0.0,
@@ -53,6 +63,7 @@ def train(
     clip: float = 1.0,
     accumulate: int = 1,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    alphabet: bool = False,
     held: float = 0.1,
     evaluate: int = 0,
     patience: int = 0,
@@ -68,18 +79,24 @@ def train(
         model: whose vocabulary the new model has; nothing else of it is used. A Tokenizer will do.
         text: what to learn; its last part is held out.
         kind: "llama" (RMSNorm, rotary positions, SwiGLU, grouped queries) or "classic" (LayerNorm, learned positions,
-            ReLU, untied head with a bias).
+            ReLU, untied head with a bias), or "free": every part as the form says; plain transformers does not open it.
+        form: of the free kind, options of `kobza.models.free.form`: "norm=none,position=alibi,mlp=relu".
         size: the one dial: layers, from which width (64 a layer; classic: 256), heads, rate and batch follow [layers,
             1 ..].
         layers: instead of what follows from the size [count, 0 ..]; 0 follows.
         width: of the residual stream [count, 0 ..]; 0 follows.
         heads: of attention [count, 0 ..]; 0 follows.
         kv_heads: of keys and values, llama only [count, 0 ..]; 0 follows.
+        inner: width of the MLP [count, 0 ..]; 0 is 4 times the width, for SwiGLU 8/3.
         context: tokens of a window [count, 0 ..]; 0 is 128, classic 32.
         batch: windows of one batch [count, 0 ..]; 0 is 8.
-        tied: both ends one tensor, llama only.
+        tied: both ends one tensor; not the classic kind.
         trim: cut the vocabulary to what the training text needs.
-        restore: give the finished model all ids of the vocabulary again, classic only.
+        restore: give the finished model all ids of the vocabulary again; not the free kind. The ends are untied by it.
+        frozen: take the tokens' table from the model given, cut to its strongest directions, and do not train it.
+        sparse: gradients of the tokens' table only for rows that are read, updated by SparseAdam; ends not tied.
+        skip: tokens at the beginning of a window whose loss does not count [count, 0 .. below the context].
+        ahead: tokens that are predicted at once while it is trained [count, 1 .. the context].
         steps: updates [count, 1 ..].
         budget: other limits, beside the steps or instead of them: "300s", "1.65bpb", "3000steps,300s".
         rate: highest learning rate [per step, 0 ..]; 0 is 1e-3, llama 4e-3 at width 64, falling with its root.
@@ -91,6 +108,7 @@ def train(
         clip: norm to which longer gradients are shortened; 0 leaves them [norm, 0 ..].
         accumulate: batches of one update [count, 1 ..].
         precision: of the matrix products; "auto" is bfloat16 where the processor multiplies it.
+        alphabet: let the samples on the way consist of the training text's characters alone.
         held: share of the text that is held out, its end [fraction, 0 .. below 1].
         evaluate: updates between two looks at the held-out part [count, 0 ..]; 0: a twelfth of the steps.
         patience: looks without a new minimum after which the run ends with the best weights [count, 0 ..]; 0: never.
@@ -109,17 +127,18 @@ def train(
 
     Cost: about 6 x parameters x tokens multiplications; `tell` says the seconds.
     """
-    tokenizer = model if isinstance(model, Tokenizer) else model.tokenizer
-    texts, notes = corpus.documents(text)
-    part = corpus.split(texts, held, notes=notes)
-    ids = corpus.encoded(part.train, tokenizer)
-    whole, kept = tokenizer, torch.arange(len(tokenizer))
-    if trim:
-        tokenizer, kept = trimming.trimmed(whole, torch.unique(ids).tolist())
-        ids = torch.searchsorted(kept, ids)
-    sizes = _sizes(kind, layers or size, width, heads, kv_heads, context)
-    windows = corpus.Windows(ids, batch or 8, sizes.context, tokenizer.start_id)
-    module = classic.build(kind, sizes, tokenizer, seed=seed, tied=tied)
+    data = _Data.of(model, text, held=held, trim=trim)
+    tokenizer, parts = data.tokenizer, _form(kind, form)
+    sizes = _sizes(kind, layers or size, width, heads, kv_heads, context, inner, parts.get("mlp", "swiglu"))
+    windows = corpus.Windows(data.ids, batch or 8, sizes.context, tokenizer.start_id)
+    if not 0 <= skip < windows.context:
+        raise OutOfRange(f"skip {skip}: give 0 .. {windows.context - 1}, below the tokens of a window.")
+    module = classic.build(kind, sizes, tokenizer, seed=seed, tied=tied and not frozen, form=parts)
+    if frozen:
+        tables.freeze(module, model, data.kept)
+    if sparse:
+        tables.spare(module)
+    aims.look_ahead(module, ahead, windows.context)
     hooks = classic.dropping(module, dropout)
     how = base.plan(
         budget if budget else steps, optimizer=optimizer, rate=rate or _rate(kind, sizes.width), schedule=schedule,
@@ -127,33 +146,77 @@ def train(
         patience=patience, sharded=sharded, seed=seed,
     )  # fmt: skip
     tokens = windows.batch * windows.context
-    foreseen = sizing.predict(module, tokens=tokens, optimizer=optimizer, precision=how.dtype, calls=accumulate)
-    if tell is not None:
-        for line in (str(foreseen), *remarks(part, tokenizer, whole)):
-            tell(line)
+    foreseen = sizing.predict(
+        module, tokens=tokens, optimizer=optimizer, precision=how.dtype, calls=accumulate, context=windows.context
+    )
+    for line in (str(foreseen), *remarks(data.part, tokenizer, data.whole)) if tell is not None else ():
+        tell(line)  # type: ignore[misc]
     label = f"{kind} {sizes.layers} x {sizes.width}"
-    job = job_of(module, windows, corpus.Held.of(part, tokenizer), label=label, tokenizer=tokenizer)
+    seen = corpus.Held.of(data.part, tokenizer)
+    letters = Alphabet(tokenizer, "".join(data.part.train)) if alphabet else None
+    job = job_of(module, windows, seen, label=label, tokenizer=tokenizer, skip=skip, letters=letters)
     history, facts = base.run(job, how, folder=folder or None, log=tuple(log or ()))
     for hook in hooks:
         hook.remove()
-    facts |= _facts(foreseen, part, tokenizer, whole, text)
-    return Run(_finished(module, tokenizer, whole, kept, restore, label, text), history, facts)
+    return Run(_finished(module, data, restore, label, text), history, facts | _facts(foreseen, data))
 
 
-def job_of(module: Any, windows: corpus.Windows, held: corpus.Held, *, label: str, tokenizer: Tokenizer) -> Job:
-    """Return the job of predicting the next token of a text."""
+@dataclass
+class _Data:
+    """A text in two parts and its vocabulary: `kept` are the old ids of its rows (v,), `ids` the text (N,)."""
+
+    part: corpus.Split
+    whole: Tokenizer
+    tokenizer: Tokenizer
+    kept: torch.Tensor
+    ids: torch.Tensor
+
+    @classmethod
+    def of(cls, model: Model | Tokenizer, text: Given, *, held: float, trim: bool) -> _Data:
+        whole = model if isinstance(model, Tokenizer) else model.tokenizer
+        texts, notes = corpus.documents(text)
+        part = corpus.split(texts, held, notes=notes)
+        ids = corpus.encoded(part.train, whole)
+        if not trim:
+            return cls(part, whole, whole, torch.arange(len(whole)), ids)
+        tokenizer, kept = trimming.trimmed(whole, torch.unique(ids).tolist())
+        return cls(part, whole, tokenizer, kept, torch.searchsorted(kept, ids))
+
+
+def _form(kind: str, words: str) -> dict[str, Any]:
+    """Return the options of the free kind.
+
+    Raises:
+        BadValue: a form for another kind. UnknownOption, OutOfRange: see `kobza.models.free.form`.
+    """
+    if kind != "free":
+        if words:
+            raise BadValue(f"form {words!r} belongs to kind=free; kind {kind!r} has a fixed one.")
+        return {}
+    step = options.parse(f"form:{words}" if words else "form")
+    return free.form(**options.check(free.form, step.options, what="form"))
+
+
+def job_of(
+    module: Any, windows: corpus.Windows, held: corpus.Held, *, label: str, tokenizer: Tokenizer, skip: int = 0,
+    letters: Alphabet | None = None,
+) -> Job:  # fmt: skip
+    """Return the job of predicting the next token of a text, without the first `skip` of a window.
+
+    Samples consist of `letters`, if given.
+    """
     start, context = windows.start, windows.context
     measured = len(held.ids) > 1
     prompt = windows.ids[:1].tolist() if start is None else [start]
 
     def sample() -> str:
-        said = base.speak(module, prompt, tokens=SAMPLE, context=context, seed=0)
+        said = base.speak(module, prompt, tokens=SAMPLE, context=context, seed=0, letters=letters)
         return tokenizer.text(said)
 
     return Job(
         module,
         draw=windows.draw,
-        loss=lambda rows: (mean_loss(module, *rows)[0], {}),
+        loss=lambda rows: aims.aimed_loss(module, *rows, skip=skip),
         measure=(lambda: base.held_bits(module, held, context=context, start=start)) if measured else None,
         sample=sample,
         batch_tokens=windows.batch * context,
@@ -174,29 +237,32 @@ def remarks(part: corpus.Split, tokenizer: Tokenizer, whole: Tokenizer) -> list[
     return found
 
 
-def _sizes(kind: str, layers: int, width: int, heads: int, kv_heads: int, context: int) -> Sizes:
+def _sizes(kind: str, layers: int, width: int, heads: int, kv_heads: int, context: int, inner: int, mlp: str) -> Sizes:
     if kind == "classic":
         width = width or 256
         heads = heads or 8
-        return Sizes(layers, width, heads, heads, 4 * width, context or 32)
+        return Sizes(layers, width, heads, heads, inner or 4 * width, context or 32)
     width = width or 64 * layers
     heads = heads or max(1, width // 64)
-    inner = 32 * math.ceil(8 * width / 3 / 32)
-    return Sizes(layers, width, heads, kv_heads or (heads // 2 if heads % 2 == 0 else heads), inner, context or 128)
+    if kind == "free" and not kv_heads:
+        kv_heads = heads
+    usual = 32 * math.ceil(8 * width / 3 / 32) if mlp == "swiglu" else 4 * width
+    kv_heads = kv_heads or (heads // 2 if heads % 2 == 0 else heads)
+    return Sizes(layers, width, heads, kv_heads, inner or usual, context or 128)
 
 
 def _rate(kind: str, width: int) -> float:
     return 1e-3 if kind == "classic" else 4e-3 * math.sqrt(64 / width)
 
 
-def _finished(
-    module: Any, tokenizer: Tokenizer, whole: Tokenizer, kept: torch.Tensor, restore: bool, label: str, text: Given
-) -> Model:
+def _finished(module: Any, data: _Data, restore: bool, label: str, text: Given) -> Model:
+    aims.forget_ahead(module)
+    whole, tokenizer = data.whole, data.tokenizer
     if module.config.model_type == "gpt2":
         module = classic.folded(module)
-        if restore and len(tokenizer) < len(whole):
-            marks = {"bos_token_id": whole.start_id, "eos_token_id": whole.end_id}
-            module, tokenizer = classic.restored(module, kept, len(whole), marks), whole
+    if restore and len(tokenizer) < len(whole):
+        marks = {"bos_token_id": whole.start_id, "eos_token_id": whole.end_id}
+        module, tokenizer = tables.restored(module, data.kept, len(whole), marks), whole
     origin = Origin(f"trained: {label}", kind="trained", notes=(f"trained by kobza on {_called(text)}",))
     return Model(label.replace(" ", ""), module, tokenizer, origin=origin)
 
@@ -208,11 +274,10 @@ def _called(text: Given) -> str:
     )
 
 
-def _facts(
-    foreseen: sizing.Sizing, part: corpus.Split, tokenizer: Tokenizer, whole: Tokenizer, text: Given
-) -> dict[str, Any]:
+def _facts(foreseen: sizing.Sizing, data: _Data) -> dict[str, Any]:
+    part = data.part
     return {
         "parameters": foreseen.parameters, "predicted_bytes": foreseen.bytes, "predicted_seconds": foreseen.seconds,
-        "leak": part.leak, "held_bytes": len(part.held), "ids": len(tokenizer), "ids_whole": len(whole),
+        "leak": part.leak, "held_bytes": len(part.held), "ids": len(data.tokenizer), "ids_whole": len(data.whole),
         "notes": list(part.notes),
     }  # fmt: skip

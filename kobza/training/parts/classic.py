@@ -6,7 +6,8 @@ bias at the head, and GPT-2 has biases at q, k, v. While it is trained the GPT-2
 and a head with a bias; at the end the bias is folded away exactly: behind a LayerNorm n = (x - mean) / sd sums to 0, so
 with the last norm set to n + 1 the matrix W' = W g (rows centered) + (b + W beta) 1^T / D gives W (g n + beta) + b.
 
-`llama` is today's block: RMSNorm, rotary positions, SwiGLU, grouped queries, tied ends.
+`llama` is today's block: RMSNorm, rotary positions, SwiGLU, grouped queries, tied ends. `free` has every part to choose
+(`kobza.models.free`), and is the one that transformers does not open.
 
 Sources: Radford et al. (2019); Vaswani et al. (2017), arXiv:1706.03762; Touvron et al. (2023), arXiv:2302.13971.
 """
@@ -14,6 +15,7 @@ Sources: Radford et al. (2019); Vaswani et al. (2017), arXiv:1706.03762; Touvron
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +24,10 @@ from torch import Tensor, nn
 
 from kobza.core.errors import OutOfRange, UnknownName
 from kobza.models import building
+from kobza.models.building import FREE
 from kobza.tokens.base import Tokenizer
-from kobza.training.parts.trimming import widened
 
-KINDS = ("classic", "llama")
-ABSENT = -60.0  # logit of an id that never occurred: e^-60 is nothing beside any other
+KINDS = ("classic", "llama", "free")
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,31 @@ class Sizes:
             )
 
 
-def build(kind: str, sizes: Sizes, tokenizer: Tokenizer, *, seed: int, tied: bool = True) -> Any:
+def build(
+    kind: str,
+    sizes: Sizes,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    tied: bool = True,
+    form: Mapping[str, Any] | None = None,
+) -> Any:
     """Make a module with random weights, ready to be trained.
 
     Args:
-        kind: "classic" or "llama".
+        kind: "classic", "llama" or "free".
         sizes: its sizes.
         tokenizer: whose ids it has.
         seed: of the weights [0 ..].
         tied: both ends one tensor; the classic kind never is.
+        form: of the free kind, what `kobza.models.free.form` returned.
 
     Raises:
         UnknownName: another kind.
     """
     if kind not in KINDS:
         raise UnknownName.of("kind of model", kind, KINDS)
-    config = (_gpt2 if kind == "classic" else _llama)(sizes, tokenizer, tied)
+    config = {"classic": _gpt2, "llama": _llama, "free": _free}[kind](sizes, tokenizer, tied) | dict(form or {})
     with torch.random.fork_rng(devices=[]), building.quiet():
         torch.manual_seed(seed)
         module = building.model_class(whole := building.configuration(config))(whole)
@@ -73,7 +83,7 @@ def build(kind: str, sizes: Sizes, tokenizer: Tokenizer, *, seed: int, tied: boo
         if kind == "classic":
             _make_classic(module, sizes)
         else:
-            _make_llama(module, sizes)
+            _draw(module, sizes)
     return module.train()
 
 
@@ -102,6 +112,12 @@ def _llama(sizes: Sizes, tokenizer: Tokenizer, tied: bool) -> dict[str, Any]:
     return {**_common(sizes, tokenizer), **own}
 
 
+def _free(sizes: Sizes, tokenizer: Tokenizer, tied: bool) -> dict[str, Any]:
+    own = {**_llama(sizes, tokenizer, tied), "model_type": FREE}
+    # keys and values have heads of their own in a form
+    return {key: value for key, value in own.items() if key != "num_key_value_heads"}
+
+
 def _make_classic(module: Any, sizes: Sizes) -> None:
     """Draw the weights as torch's own layers do (tables normal, matrices uniform), which is what the tutorials have."""
     module.lm_head = nn.Linear(sizes.width, module.config.vocab_size)
@@ -117,11 +133,11 @@ def _make_classic(module: Any, sizes: Sizes) -> None:
         block.attn.c_attn.bias.requires_grad_(False)
 
 
-def _make_llama(module: Any, sizes: Sizes) -> None:
+def _draw(module: Any, sizes: Sizes) -> None:
     """Draw matrices with sd 1/sqrt(3 D), those that write into the residual stream narrower by sqrt(2 L)."""
     spread = 1 / math.sqrt(3 * sizes.width)
     for name, p in module.named_parameters():
-        if p.ndim == 2:
+        if isinstance(module.get_submodule(name.rpartition(".")[0]), nn.Linear | nn.Embedding):
             writes = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(p, std=spread / math.sqrt(2 * sizes.layers) if writes else spread)
 
@@ -166,30 +182,3 @@ def _folded_head(W: Tensor, b: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     scaled = wide * gain.double()  # (V, D)
     level = b.double() + wide @ shift.double()  # (V,)
     return (scaled - scaled.mean(1, keepdim=True) + level[:, None] / W.shape[1]).to(W.dtype)
-
-
-@torch.no_grad()
-def restored(module: Any, kept: Tensor, rows: int, config: dict[str, Any]) -> Any:
-    """Return a folded classic model with its whole vocabulary again.
-
-    Ids that never occurred get the mean of the input rows and a logit of -60, whatever is read, so that all
-    probabilities of the others stay what they were.
-
-    Args:
-        module: folded, of v ids.
-        kept: (v,) old ids of its rows.
-        rows: V of the whole vocabulary.
-        config: what differs in the configuration: ids of marks.
-    """
-    values = {**module.config.to_dict(), "model_type": "gpt2", **config, "vocab_size": rows}
-    whole = building.configuration(values)
-    state = dict(module.state_dict())
-    tokens, head = state["transformer.wte.weight"], state["lm_head.weight"]
-    width = head.shape[1]
-    state["transformer.wte.weight"] = widened(tokens, kept, rows, tokens.mean(0))
-    state["lm_head.weight"] = widened(head, kept, rows, torch.full((width,), ABSENT / width))
-    with torch.device("meta"), building.quiet():
-        plain = building.model_class(whole)(whole)
-    plain.load_state_dict(state, assign=True)
-    plain.set_attn_implementation("sdpa")
-    return plain.eval()

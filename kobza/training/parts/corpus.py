@@ -24,6 +24,8 @@ from kobza.core.errors import BadValue, Corrupt, EmptyText, MissingExtra, Missin
 from kobza.core.texts import Text
 from kobza.core.texts import text as open_text
 from kobza.tokens.base import Tokenizer
+from kobza.training.parts.hub_rows import PREFIX, hub_rows
+from kobza.training.parts.likeness import ALIKE, MOST, WORDS, near_repeats
 
 Given = str | bytes | Path | Text | Sequence[Any]
 REPEAT = 60  # characters: shorter matches are lines and phrases that any two texts of one author share
@@ -57,8 +59,8 @@ def documents(source: Given, *, column: str = "text") -> tuple[list[str], list[s
     """Return the texts of a source and notes on what was left out.
 
     Args:
-        source: a named text, a path to a text, .jsonl, .json or .parquet file, bytes, a Text, or a list of strings or
-            of rows.
+        source: a named text, a path to a text, .jsonl, .json or .parquet file, "hub:owner/name", bytes, a Text, or a
+            list of strings or of rows.
         column: the column that holds the text, where there are rows.
 
     Raises:
@@ -77,15 +79,30 @@ def documents(source: Given, *, column: str = "text") -> tuple[list[str], list[s
         raise EmptyText(f"the data {_name(source)} hold no text.", "Give at least one text with a letter in it.")
     if len(kept) < len(raw):
         notes.append(f"{len(raw) - len(kept)} of {len(raw)} samples are empty and were left out")
-    if again := len(kept) - len(set(kept)):
-        notes.append(f"{again} of {len(kept)} samples stand there more than once")
-    return kept, notes
+    return kept, notes + _repeated(kept)
+
+
+def _repeated(samples: list[str]) -> list[str]:
+    """Return notes on samples that stand there more than once, or nearly."""
+    notes = []
+    if again := len(samples) - len(set(samples)):
+        notes.append(f"{again} of {len(samples)} samples stand there more than once")
+    if len(samples) > MOST:
+        return [*notes, f"more than {MOST:,} samples: near repeats were not looked for"]
+    pairs = [(n, first) for n, first, _ in near_repeats(samples) if samples[n] != samples[first]]
+    if pairs:
+        later, first = pairs[0]
+        notes.append(
+            f"{len(pairs)} of {len(samples)} samples nearly repeat an earlier one ({ALIKE:.0%} or more of their pieces "
+            f"of {WORDS} words); sample {later} is like {first}"
+        )
+    return notes
 
 
 def is_rows(source: Given) -> bool:
-    """Whether a source is a list, or a file of rows."""
+    """Whether a source is a list, a file of rows, or a data set of the hub."""
     if isinstance(source, str | Path):
-        return Path(source).suffix.lower() in ROWS
+        return str(source).startswith(PREFIX) or Path(source).suffix.lower() in ROWS
     return not isinstance(source, bytes | Text)
 
 
@@ -107,17 +124,20 @@ def decoded(text: Text) -> str:
 
 
 def rows(source: Any, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return the rows of a list, of a .jsonl, .json or .parquet file.
+    """Return the rows of a list, of a .jsonl, .json or .parquet file, or of a data set of the hub.
 
     Args:
-        source: the list or the path.
+        source: the list, the path, or "hub:owner/name" (see `hub_rows`).
         columns: that every row must have, filled.
 
     Raises:
         MissingFile: no such file. Corrupt: a line is not JSON. MissingExtra: Parquet without pyarrow.
         BadValue: a column is missing; the message names the nearest. EmptyText: there is no row.
     """
-    found = _read_rows(Path(source)) if isinstance(source, str | Path) else list(source)
+    if isinstance(source, str) and source.startswith(PREFIX):
+        found = hub_rows(source)
+    else:
+        found = _read_rows(Path(source)) if isinstance(source, str | Path) else list(source)
     if not found:
         raise EmptyText(f"the data {_name(source)} have no row.", "Give at least one row.")
     for n, row in enumerate(found):

@@ -25,7 +25,7 @@ def build(name: str, named: Named, *, rate: float, decay: float, betas: tuple[fl
     """Make an optimizer.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`; AdamW gives tables with sparse gradients (`tables.spare`) to torch's SparseAdam.
         named: what it changes, with names: Muon and GaLore take the matrices of the blocks, AdamW the rest.
         rate: learning rate of every part [per step, 0 < ..].
         decay: decoupled weight decay [per unit of rate, 0 ..].
@@ -41,7 +41,11 @@ def build(name: str, named: Named, *, rate: float, decay: float, betas: tuple[fl
     how: dict[str, Any] = {"lr": rate, "weight_decay": decay}
     everything = [p for _, p in listed]
     if name == "adamw":
-        return torch.optim.AdamW(everything, betas=betas, fused=True, **how)
+        dense = [p for p in everything if not hasattr(p, "is_sparse_table")]
+        rows = [p for p in everything if hasattr(p, "is_sparse_table")]
+        if rows:  # without decay: a row that is not read stays as it is
+            return Several(_adamw(dense, betas, how), torch.optim.SparseAdam(rows, lr=rate, betas=betas))
+        return _adamw(dense, betas, how)
     if name == "adafactor":
         return torch.optim.Adafactor(everything, **how)
     if name == "schedule_free":
@@ -122,3 +126,19 @@ def averaged(optimizer: Any) -> AbstractContextManager[None]:
     """Hold the weights to be measured and saved: schedule-free's average, for all others the weights as they are."""
     found: Callable[[], AbstractContextManager[None]] | None = getattr(optimizer, "averaged", None)
     return found() if found else nullcontext()
+
+
+def clip(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Shorten the gradients to a norm in common; return the norm they had. Sparse ones count by the rows they hold."""
+    listed = list(parameters)
+    grads: list[Any] = [p.grad for p in listed if p.grad is not None]
+    if not any(grad.is_sparse for grad in grads):
+        return nn.utils.clip_grad_norm_(listed, most)
+    for p in listed:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+    held: list[Any] = [p.grad.values() if p.grad.is_sparse else p.grad for p in listed if p.grad is not None]
+    norm = nn.utils.get_total_norm(held)
+    for grad in held:
+        grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))  # as torch's
+    return norm

@@ -1,5 +1,10 @@
 """What a run will take, said before it begins: bytes by counting, seconds by timing its matrix products alone.
 
+Beside the products stand passes over the states of a block and over the scores of its attention, counted in softmaxes,
+and what a block spends on calls, counted in additions of a few numbers; both are timed on the spot, so that the
+constants, which were measured on one processor, hold for others. Predicted and actual seconds were within a factor of
+two of each other from 1 x 32 to 8 x 512, bytes from 1 MB on (`bench/training.py`).
+
 Source: 6 multiplications per weight and token, Kaplan et al. (2020), arXiv:2001.08361, section 2.1; for small models
 the vocabulary, the updates and the many small calls weigh more than that rule says, so they are counted apart.
 """
@@ -9,17 +14,24 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kobza.training.parts.losses import rows_at_once
+from kobza.training.parts.optimizers import is_inner
 
 MOMENTS = {"adamw": 2, "muon": 1.2, "adafactor": 0.1, "schedule_free": 2, "galore": 0.7}  # numbers per weight
-_PER_BLOCK = 0.0016  # seconds of a step that one block spends on calls, norms and softmax, whatever its size
+_CALLS = 1000  # additions of a few numbers that take as long as the calls of a block, forward and backward
+_PASSES = 36  # softmaxes of one number that take as long as norms, activations and casts for one of the B T D states
+_SCORES = 36  # the same for one of the B H T T scores
 _UPDATE = 6  # passes over a weight of an update: gradient, two moments and weight read, three written
+_ITERATIONS = 5  # of Muon's orthogonalization, torch's default
+_PROGRAM = 32_000_000  # bytes that the libraries of products take when first used
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,9 @@ class Sizing:
         )
 
 
-def predict(module: Any, *, tokens: int, optimizer: str, precision: torch.dtype, calls: int = 1) -> Sizing:
+def predict(
+    module: Any, *, tokens: int, optimizer: str, precision: torch.dtype, calls: int = 1, context: int = 0
+) -> Sizing:
     """Predict memory and time.
 
     Args:
@@ -54,21 +68,43 @@ def predict(module: Any, *, tokens: int, optimizer: str, precision: torch.dtype,
         optimizer: its name.
         precision: of the products.
         calls: batches of one step, forward passes of a second model counted as a third [count, 1 ..].
+        context: tokens of a window [count, 0 ..]; 0: those of the batch, 128 at most.
 
-    Cost: about a quarter of one step.
+    Cost: about half of one step.
     """
     every = list({id(p): p for p in module.parameters()}.values())
     trained = [p for p in every if p.requires_grad]
     numbers = sum(p.numel() for p in trained)
     config = module.config.get_text_config()
-    vocabulary = int(config.vocab_size)
+    vocabulary, blocks = int(config.vocab_size), int(config.num_hidden_layers)
     states = numbers * (1 + MOMENTS[optimizer]) * 4
     # per token and block about 34 numbers of width D are kept for the way back (Korthikanti et al. 2022, eq. 1)
-    kept = 34 * config.hidden_size * config.num_hidden_layers * tokens * (precision.itemsize + 4) / 2
+    kept = 34 * config.hidden_size * blocks * tokens * (precision.itemsize + 4) / 2
     logits = 2 * min(tokens, rows_at_once(vocabulary)) * vocabulary * 4
-    memory = sum(p.nbytes for p in every) + states + kept + logits
-    seconds = calls * (_products(module, tokens, precision) + _PER_BLOCK * config.num_hidden_layers)
-    return Sizing(sum(p.numel() for p in every), numbers, int(memory), seconds + _updating(numbers))
+    scores = config.num_attention_heads * tokens * min(tokens, context or 128)
+    kept += 3 * scores * blocks * (precision.itemsize + 4) / 2
+    memory = sum(p.nbytes for p in every) + states + kept + logits + _PROGRAM
+    around = _PASSES * tokens * config.hidden_size + _SCORES * scores
+    a_pass, a_call = _units()
+    seconds = calls * (_products(module, tokens, precision) + blocks * around * a_pass + (blocks + 1) * _CALLS * a_call)
+    seconds += _updating(numbers) + (_orthogonalizing(module) if optimizer == "muon" else 0)
+    return Sizing(sum(p.numel() for p in every), numbers, int(memory), seconds)
+
+
+def _units() -> tuple[float, float]:
+    """Return the seconds of a softmax per number, and of one small addition."""
+    rows, few = torch.randn(1024, 64), torch.randn(64)
+    return _least(lambda: rows.softmax(-1)) / rows.numel(), _least(lambda: few + few)
+
+
+def _least(work: Callable[[], Any], times: int = 5) -> float:
+    """Return the shortest of several timings: the others met what else the machine does."""
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begin)
+    return min(found)
 
 
 def _products(module: Any, tokens: int, precision: torch.dtype) -> float:
@@ -85,19 +121,35 @@ def _products(module: Any, tokens: int, precision: torch.dtype) -> float:
 
 def _product(shape: tuple[int, ...], tokens: int, precision: torch.dtype) -> float:
     rows = min(tokens, rows_at_once(max(shape)))
-    a, b = torch.randn(rows, shape[0], dtype=precision), torch.randn(*shape, dtype=precision)
-    a @ b
-    begin = time.perf_counter()
-    a @ b
-    return (time.perf_counter() - begin) * tokens / rows
+    a, b = torch.randn(rows, shape[0]).to(precision), torch.randn(*shape).to(precision)
+    return _least(lambda: a @ b, 3) * tokens / rows
+
+
+def _orthogonalizing(module: Any) -> float:
+    """Return the seconds of Muon's products: for each M x N two of M x M x N and one of M x M x M, several times."""
+    shapes: dict[tuple[int, int], int] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad and is_inner(name, p):
+            short, long = sorted(p.shape)
+            shapes[short, long] = shapes.get((short, long), 0) + 1
+    every = 0.0
+    for (short, long), count in shapes.items():
+        one = _product((short, long), short, torch.bfloat16)
+        every += count * _ITERATIONS * (2 + short / long) * one
+    return every
 
 
 def _updating(numbers: int) -> float:
     sample = torch.empty(min(max(numbers, 1), 1 << 22))
-    sample.add_(1.0)
-    begin = time.perf_counter()
-    sample.add_(1.0)
-    return _UPDATE / 2 * (time.perf_counter() - begin) * numbers / len(sample)
+    return _UPDATE / 2 * _least(lambda: sample.add_(1.0), 3) * numbers / len(sample)
+
+
+def held_bytes() -> int:
+    """Return the memory that this process holds now; its most so far where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return peak_bytes()
 
 
 def peak_bytes() -> int:
