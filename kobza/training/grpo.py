@@ -4,15 +4,21 @@ The advantage of an answer is its reward less the mean of its group, over the gr
 equal rewards teaches nothing. The divergence from the model as it was is held by the estimate exp(d) - d - 1, which
 cannot be negative.
 
+With `best_of` N the model learns to say at once what the best of N answers would be: a reward r counts as
+(N - 1) log F(r), F its rank among answers of the model as it was. With beta 1 the optimum is then the distribution of
+the best of N, but for ties.
+
 Sources: Shao et al. (2024), arXiv:2402.03300, equation 3 and section 4.1; the estimate, Schulman (2020), "Approximating
-KL divergence".
+KL divergence"; best of N, Amini et al. (2024), arXiv:2407.06057 (vBoN), equation 9.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -55,6 +61,7 @@ def train(
     temperature: float = 1.0,
     beta: float = 0.04,
     clip_ratio: float = 0.2,
+    best_of: int = 0,
     adapter: str = "lora:rank=8",
     steps: int = 20,
     budget: str = "",
@@ -83,6 +90,7 @@ def train(
         temperature: at which answers are drawn [ratio, 0 < ..].
         beta: how strongly the reference holds [fraction, 0 ..].
         clip_ratio: how far the probability of a token may move within an update [fraction, 0 < ..].
+        best_of: N, whose best answer the model shall learn to give [count, 2 ..]; 0 takes rewards as they are.
         adapter: "lora:rank=8", "dora", "ia3", or "none": all weights are trained.
         steps: updates [count, 1 ..].
         budget: other limits, beside the steps or instead of them: "300s".
@@ -106,9 +114,11 @@ def train(
     Raises:
         BadValue: no prompts. UnknownName: no such rule. OutOfRange: a value out of its range.
     """
-    if group < 2 or tokens < 1 or beta < 0 or not temperature > 0:
-        raise OutOfRange(f"group {group} is at least 2, tokens {tokens} at least 1, temperature {temperature} above 0.")
-    rule = rewarding(reward)
+    if group < 2 or tokens < 1 or beta < 0 or not temperature > 0 or best_of < 0 or best_of == 1:
+        raise OutOfRange(
+            f"group {group} is at least 2, tokens {tokens} at least 1, temperature {temperature} above 0, beta {beta} "
+            f"at least 0, best_of {best_of} 0 or at least 2."
+        )
     how = base.plan(
         budget if budget else steps, rate=rate, schedule=schedule, accumulate=accumulate, precision=precision,
         evaluate=evaluate, seed=seed,
@@ -117,44 +127,95 @@ def train(
     policy = Policy.of(model, adapter, seed=seed)
     rows, kept = answers.read_rows(prompts(text), ("prompt",), held)
     asked, asked_held = ([str(row["prompt"]) for row in part] for part in (rows, kept))
+    talk = _Talk(policy, rewarding(reward), group, min(tokens, length), temperature, beta, clip_ratio, best_of, chat)
 
     def draw(generator: torch.Generator) -> dict[str, Tensor]:
         numbers = answers.draw(len(asked), batch, generator)
         return {"numbers": numbers, "seeds": torch.randint(1 << 30, (len(numbers),), generator=generator)}
 
-    def of_batch(drawn: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        said: list[Example] = []
-        rewards = []
-        for number, start in zip(drawn["numbers"].tolist(), drawn["seeds"].tolist(), strict=True):
-            spoken = speak(policy.model, asked[number], group, min(tokens, length), temperature, start, chat)
-            said += spoken
-            rewards.append([rule(asked[number], model.tokenizer.text(one.answer)) for one in spoken])
-        table = torch.tensor(rewards)
-        made = answers.batch(said)
-        logps = token_logps(policy.module.train(), made.read, made.targets, made.mask)
-        reference = policy.reference_logps(made.read, made.targets, made.mask) if beta else None
-        total = loss(
-            logps, logps.detach(), reference, advantages(table).flatten(), made.mask, beta=beta, clip_ratio=clip_ratio
-        )
-        return total, {"reward": float(table.mean())}
-
-    def measure() -> dict[str, float]:
-        spoken = [speak(policy.model, ask, 1, tokens, temperature, n, chat)[0] for n, ask in enumerate(asked_held)]
-        found = [rule(ask, model.tokenizer.text(one.answer)) for ask, one in zip(asked_held, spoken, strict=True)]
-        return {"held": -sum(found) / len(found)}
-
     job = policy.job(
         draw=draw,
-        loss=of_batch,
-        measure=measure if asked_held else None,
+        loss=lambda drawn: talk.loss([asked[n] for n in drawn["numbers"].tolist()], drawn["seeds"].tolist()),
+        measure=(lambda: {"held": -talk.mean_reward(asked_held)}) if asked_held else None,
         batch_tokens=batch * group * tokens,
         label="grpo",
     )
-    options = {"reward": reward, "group": group, "beta": beta, "adapter": adapter, "steps": steps, "rate": rate}
+    options = {
+        "reward": reward, "group": group, "tokens": tokens, "temperature": temperature, "beta": beta,
+        "clip_ratio": clip_ratio, "best_of": best_of or "", "adapter": adapter, "steps": steps, "rate": rate,
+    }  # fmt: skip
     return tuning.run(
         policy, job, how, technique="grpo", options=options, folder=folder, log=log, tokens=batch * group * tokens,
         calls=2, tell=tell,
     )  # fmt: skip
+
+
+@dataclass
+class _Talk:
+    """How answers are drawn, scored and turned into a loss; the options are those of `train`."""
+
+    policy: Policy
+    rule: Reward
+    group: int
+    tokens: int
+    temperature: float
+    beta: float
+    clip_ratio: float
+    best_of: int
+    chat: bool
+    before: dict[str, Tensor] = field(default_factory=dict)  # prompt -> sorted rewards of the model as it was
+
+    def loss(self, asked: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a group of answers to each prompt, and their mean reward."""
+        said = [
+            self.answers(self.policy.model, ask, self.group, start) for ask, start in zip(asked, seeds, strict=True)
+        ]
+        table = torch.tensor([self.rewards(ask, group) for ask, group in zip(asked, said, strict=True)])
+        made = answers.batch([one for group in said for one in group])
+        logps = token_logps(self.policy.module.train(), made.read, made.targets, made.mask)
+        reference = self.policy.reference_logps(made.read, made.targets, made.mask) if self.beta else None
+        gains = advantages(table)
+        if self.best_of:
+            ranked = torch.stack([self.ranked(ask, row) for ask, row in zip(asked, table, strict=True)])
+            gains = ranked - ranked.mean(1, keepdim=True)  # in nats, so that beta keeps its meaning
+        total = loss(
+            logps, logps.detach(), reference, gains.flatten(), made.mask, beta=self.beta, clip_ratio=self.clip_ratio
+        )
+        return total, {"reward": float(table.mean())}
+
+    def answers(self, model: Model, prompt: str, count: int, seed: int) -> list[Example]:
+        """Return answers of a model to one prompt."""
+        return speak(model, prompt, count, self.tokens, self.temperature, seed, self.chat)
+
+    def rewards(self, prompt: str, said: Sequence[Example]) -> list[float]:
+        """Return what the rule gives for each answer."""
+        return [self.rule(prompt, self.policy.model.tokenizer.text(one.answer)) for one in said]
+
+    def ranked(self, prompt: str, rewards: Tensor) -> Tensor:
+        """Return the rewards of one prompt as those of the best of N; the model as it was answers once per prompt."""
+        if prompt not in self.before:
+            said = self.answers(
+                self.policy.original, prompt, max(self.group, 4 * self.best_of), zlib.crc32(prompt.encode())
+            )
+            self.before[prompt] = torch.tensor(self.rewards(prompt, said)).sort().values
+        return best_of_rewards(rewards, self.before[prompt], self.best_of)
+
+    def mean_reward(self, asked: Sequence[str]) -> float:
+        """Return the mean reward of one answer to each prompt."""
+        found = [self.rewards(ask, self.answers(self.policy.model, ask, 1, n))[0] for n, ask in enumerate(asked)]
+        return sum(found) / len(found)
+
+
+def best_of_rewards(rewards: Tensor, before: Tensor, best_of: int) -> Tensor:
+    """Return (N - 1) log F(r), F estimated from rewards before training; never minus infinity.
+
+    Args:
+        rewards: (B,) of new answers.
+        before: (M,) sorted, of answers of the model as it was.
+        best_of: N.
+    """
+    share = (torch.searchsorted(before, rewards, right=True) + 1) / (len(before) + 1)
+    return (best_of - 1) * share.log()
 
 
 def prompts(source: Any) -> Any:

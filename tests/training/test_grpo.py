@@ -1,5 +1,6 @@
 """GRPO: TRL's value and slope; a rule changes what is said."""
 
+import math
 from typing import Any
 
 import pytest
@@ -55,6 +56,25 @@ def test_a_rule_is_followed_after_a_while(tiny: Any, monkeypatch: pytest.MonkeyP
     )
     rewards = [row["reward"] for row in run.history if "reward" in row]
     assert rewards[-1] > 3 * max(rewards[0], 0.01)
+
+
+def test_best_of_n_has_the_best_of_n_as_its_optimum() -> None:
+    N, M = 4, 2000
+    rewards = torch.arange(M, dtype=torch.float64)  # every answer of the model as it was equally likely
+    optimum = grpo.best_of_rewards(rewards, rewards, N).softmax(-1)  # of E[(N - 1) log F] - KL from uniform
+    F = torch.arange(1, M + 1, dtype=torch.float64) / M
+    right = F**N - (F - 1 / M) ** N
+    assert float((optimum - right).abs().sum()) < 2e-3
+    divergence = float((right * (right * M).log()).sum())
+    assert divergence == pytest.approx(math.log(N) - (N - 1) / N, abs=1e-3)
+
+
+def test_best_of_n_and_its_options_are_kept_in_the_record(tiny: Any) -> None:
+    run = grpo.train(tiny, ["the", "a"], best_of=2, group=2, tokens=3, steps=2, beta=1.0, held=0.0)
+    options = run.model.changes[-1].options
+    assert options["best_of"] == 2 and options["tokens"] == 3 and options["temperature"] == 1.0
+    with pytest.raises(OutOfRange, match="best_of 1"):
+        grpo.train(tiny, ["a"], best_of=1)
 
 
 def test_rules_are_found_by_name_sum_and_module() -> None:
