@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import kobza
 from kobza.core.errors import BadValue, Corrupt, MissingFile, NothingMatched, OutOfRange, UnknownName, WrongTensors
+from kobza.edits import rounding
 from kobza.training import sft
 from kobza.training.parts import adapters
 from kobza.training.parts.adapters import Spec
@@ -172,3 +173,26 @@ def test_files_that_are_no_adapter_or_a_stranger_one_are_refused(tmp_path: Path)
     (tmp_path / "a" / adapters.CONFIG).write_text(json.dumps(config))
     with pytest.raises(Corrupt, match="'ids'"):
         adapters.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["lora:rank=4", "dora:rank=4"])
+def test_an_adapter_on_four_bit_codes_learns_what_it_learns_on_the_numbers_they_stand_for(
+    kind: str, tmp_path: Path
+) -> None:
+    """QLoRA, Dettmers et al. (2023), arXiv:2305.14314: NF4 base, adapter in full precision."""
+    base = rounding.apply(kobza.open("tiny"), format="nf4", where="blocks.*.attn.*,blocks.*.mlp.*")
+    base.save(tmp_path / "base", dense=True)
+    dense = kobza.open(tmp_path / "base")
+    rows = [{"prompt": f"sea {n}", "answer": " waves roar"} for n in range(4)]
+    how: dict[str, Any] = {"adapter": kind, "steps": 4, "rate": 3e-2, "batch": 4, "context": 32, "held": 0.0}
+    before = base.fingerprint
+    on_codes, on_numbers = (
+        sft.train(model, rows, answer="answer", precision="float32", **how) for model in (base, dense)
+    )
+    losses = [[row["loss"] for row in run.history][1:] for run in (on_codes, on_numbers)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and losses[0][-1] < losses[0][0]
+    assert base.fingerprint == before, "the codes are what they were"
+    assert on_codes.facts["trained_parameters"] == on_numbers.facts["trained_parameters"]
+    ids = torch.arange(9)[None]
+    on = [logits(adapters.attach(base, run.adapter, any_base=True), ids) for run in (on_codes, on_numbers)]
+    assert torch.allclose(on[0], on[1], atol=1e-3)
