@@ -60,7 +60,7 @@ class Bytes:
 class Pairs:
     """A predictor that knows which byte follows which in `TEXT`."""
 
-    fingerprint, environment = "pairs", "numpy"
+    fingerprint, environment, context = "pairs", "numpy", 0
 
     def __init__(self) -> None:
         counts = np.ones((256, 256))

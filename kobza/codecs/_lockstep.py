@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Predictor(Protocol):
     Attributes:
         fingerprint: names the weights exactly.
         environment: all that the last bits of a logit depend on; where it differs, unpacking is refused.
+        context: tokens it can see, the start token among them; 0 where nothing bounds them.
     """
 
     @property
@@ -47,6 +48,9 @@ class Predictor(Protocol):
 
     @property
     def environment(self) -> str: ...
+
+    @property
+    def context(self) -> int: ...
 
     def stream_bytes(self, positions: int) -> int:
         """Return the memory [bytes] that one stream of so many positions takes."""
@@ -85,6 +89,12 @@ class Schedule:
         base.check_range("window", self.window, 1, WINDOW_LIMIT)
         base.check_range("overlap", self.overlap, 0, self.window - 1)
         base.check_range("table_bits", self.table_bits, 16, TABLE_BITS)
+
+    def within(self, context: int) -> Schedule:
+        """Return it with windows a model of so short a context can see, a quarter of each seen again at most."""
+        if not 0 < context < self.window:
+            return self
+        return replace(self, window=context, overlap=min(self.overlap, context // 4))
 
     def streams_for(self, tokens: int, predictor: Predictor) -> int:
         """Return the streams for so many tokens: as asked, else one per 256, at most 32 and 768 MiB of caches."""

@@ -50,7 +50,7 @@ def compress(
         vocabulary: its tokenizer.
         streams: streams coded in lockstep [count, 0 .. 256]; 0 takes one per 256 tokens, at most 32 and 768 MiB of
             caches. More streams are faster and larger, because each begins without context.
-        window: tokens that the model sees at most [tokens, 1 .. 1048576].
+        window: tokens that the model sees at most [tokens, 1 .. 1048576]; never more than it was trained for.
         overlap: tokens of a full window that the next one sees again [tokens, 0 .. window - 1].
         block_log2: blocks of 2^block_log2 bytes, each beginning without context [log2 of bytes, 10 .. 24].
         record: how the file names model, tokenizer and arithmetic [auto, brief or full]; brief by the first bytes of
@@ -86,7 +86,7 @@ def coder(
     Args:
         costs: takes the ideal code length of every block [bits], its literals at their packed size.
     """
-    block = Block(predictor, vocabulary, Schedule(streams, window, overlap), _Whole)
+    block = Block(predictor, vocabulary, Schedule(streams, window, overlap).within(predictor.context), _Whole)
     return _settings.coder("lm", block, len(data), record, costs)
 
 
@@ -122,7 +122,8 @@ def pack(
     Raises:
         OutOfRange, NotFinite: see `compress`.
     """
-    return Block(predictor, vocabulary, Schedule(streams, window, overlap, table_bits), _Whole).pack(data)
+    schedule = Schedule(streams, window, overlap, table_bits).within(predictor.context)
+    return Block(predictor, vocabulary, schedule, _Whole).pack(data)
 
 
 def restore(packed: Packed, predictor: Predictor, vocabulary: Vocabulary) -> bytes:

@@ -78,7 +78,7 @@ def compress(
         vocabulary: its tokenizer.
         streams: streams coded in lockstep [count, 0 .. 256]; 0 takes one per 256 tokens, at most 32 and 768 MiB of
             caches.
-        window: tokens that the model sees at most [tokens, 1 .. 1048576].
+        window: tokens that the model sees at most [tokens, 1 .. 1048576]; never more than it was trained for.
         overlap: tokens of a full window that the next one sees again [tokens, 0 .. window - 1].
         block_log2: blocks of 2^block_log2 bytes, in each of which mixing learns anew [log2 of bytes, 10 .. 20].
         record: how the file names model, tokenizer and arithmetic [auto, brief or full]; see `lm.compress`.
@@ -113,7 +113,8 @@ def coder(
     Args:
         costs: takes what every block would ideally cost by the model alone [bits].
     """
-    block = Block(predictor, vocabulary, Schedule(streams, window, overlap), partial(Mixed, Tree(vocabulary)))
+    schedule = Schedule(streams, window, overlap).within(predictor.context)
+    block = Block(predictor, vocabulary, schedule, partial(Mixed, Tree(vocabulary)))
     return _settings.coder("lm_cm", block, len(data), record, costs, _arithmetic())
 
 

@@ -52,12 +52,13 @@ def measure(
     Cost: two steps with cache per token and stream.
     """
     sample = take(model, text, limit=limit)
-    window, remark = fitting(model, window)
+    remark = fitting(model, window)[1]
     predictor = ModelPredictor(model)
     packed = lm.pack(sample.text.data, predictor, model.tokenizer, streams=streams, window=window, overlap=overlap)
     if lm.restore(packed, predictor, model.tokenizer) != sample.text.data:
         raise CheckFailed(f"'{sample.text.name}' did not come back from {len(packed.payload)} packed bytes unchanged.")
-    how = record(model, sample, window=window, overlap=overlap, streams=packed.streams)
+    ran = packed.schedule
+    how = record(model, sample, window=ran.window, overlap=ran.overlap, streams=packed.streams)
     return reading("packed_size", _parts(packed, sample, chunks), "B", record=how, note=_note(packed, sample) + remark)
 
 

@@ -51,6 +51,11 @@ class ModelPredictor:
         )
         return "; ".join(facts)
 
+    @property
+    def context(self) -> int:
+        """Tokens the model was trained to see, the start token among them; 0 where it does not say."""
+        return self._model.context or 0
+
     def stream_bytes(self, positions: int) -> int:
         """Return the memory [bytes] that one stream of so many positions takes: its keys and values, and its tables."""
         tables = 36 * self._model.vocabulary  # float32 logits, and four arrays of 8 bytes each

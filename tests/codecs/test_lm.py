@@ -43,7 +43,7 @@ class Letters:
 class Bigrams:
     """A predictor whose logits depend on the last id and on the length of the context."""
 
-    environment = "numpy"
+    environment, context = "numpy", 0
 
     def __init__(self, seed: int = 0, scale: float = 3.0) -> None:
         self.fingerprint = f"bigrams {seed}"
@@ -191,6 +191,17 @@ def test_a_flipped_byte_never_gives_other_bytes(at: int, flip: int) -> None:
     except KobzaError:
         return
     assert found == TEXT[:80] + b"\xfe"
+
+
+def test_windows_are_no_longer_than_the_model_can_see() -> None:
+    assert Schedule().within(128) == Schedule(window=128, overlap=32)
+    assert Schedule(window=100, overlap=99).within(128) == Schedule(window=100, overlap=99)
+    assert Schedule().within(0) == Schedule()
+    short = Bigrams()
+    short.context = 40
+    given = {"predictor": short, "vocabulary": Letters()}
+    assert lm.decompress(lm.compress(TEXT, **given, streams=2), **given) == TEXT
+    assert (2, 10) in short.shapes
 
 
 @pytest.mark.parametrize("record", ["full", "brief"])
