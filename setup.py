@@ -10,7 +10,7 @@ SOURCES = [
     "kernels.c", "checksum.c", "bpe.c", "ulz.c", "mixing.c", "logistic.c", "network.c", "prediction.c", "picture.c",
     "glyphs.c",
 ]  # fmt: skip
-HEADERS = ["kernels", "logistic", "mixing_tables", "network", "picture", "glyphs"]
+HEADERS = ["bitcoder", "kernels", "logistic", "mixing_tables", "network", "picture", "glyphs"]
 LIMITED = ("Py_LIMITED_API", "0x030B0000")
 
 setup(

@@ -5,8 +5,8 @@
 Invalid UTF-8, line ends of both kinds, texts that look like control tokens, nothing, one byte, and 16 MiB + 1 byte (the
 largest block and one more; --large takes another size, 0 leaves it out). The large text is made of words; for codecs
 with a model, whose steps take as long for any token, of the longest token of its vocabulary. With the embedded
-model `kobzar` 16 MiB + 1 take `lm` some ten minutes, since it packs, proves and is unpacked here; `lm_cm`, bit by bit
-in Python, would take an hour: give it less. Ends with 1 if anything came back changed.
+model `kobzar` 16 MiB + 1 take `lm:streams=256,block_log2=24` some ten minutes, since it packs, proves and is unpacked
+here; `lm_cm`, bit by bit in Python, would take an hour: give it less. Ends with 1 if anything came back changed.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def large(size: int, supply: Supply, name: str) -> bytes:
     return b"".join(parts)[:size]
 
 
-def rows(name: str, size: int, supply: Supply) -> list[dict[str, Any]]:
+def rows(spec: str, size: int, supply: Supply) -> list[dict[str, Any]]:
     """Return a row per sample."""
-    samples = SMALL | ({f"{size:,} bytes": large(size, supply, name)} if size else {})
+    samples = SMALL | ({f"{size:,} bytes": large(size, supply, spec.partition(":")[0])} if size else {})
     found = []
     for what, data in samples.items():
-        row = bench_row(name, data, supply)
+        row = bench_row(spec, data, supply)
         took = {key: len(data) / 1e6 / row[key] if data else None for key in ("pack", "unpack")}
-        found.append({"codec": name, "sample": what, "size": len(data), "packed": row["packed"], **took,
+        found.append({"codec": spec, "sample": what, "size": len(data), "packed": row["packed"], **took,
                       "round trip": row["round trip"]})  # fmt: skip
     return found
 

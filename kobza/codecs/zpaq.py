@@ -35,7 +35,7 @@ from kobza.core.files import atomic_directory
 SUFFIX = ".zpaq"
 EPOCH = 946684800  # 2000-01-01, the date of everything in an archive made of bytes
 SPARE = 512 << 20  # bytes of address space for the program beside what its limit says
-SECONDS, SLOWEST = 5, 50_000  # of processor time: at least, and bytes a second (-m5 takes 300,000); damage can spin
+SECONDS, SLOWEST = 5, 100_000  # of processor time: at least, and bytes a second (-m5 takes 300,000); damage can spin
 DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?|-?\d{1,6}")
 # "- ", date, size right-aligned in 12 or more, blank, type and mode (blank where none was kept), blank, name
 LINE = re.compile(r"- (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ( *-?\d+) ([ d][0-7]{4}|     ) ?(.*)")
@@ -232,15 +232,17 @@ def _run(
 ) -> list[str]:
     """Run the program; return the lines it printed. Anything it complains about is an error here.
 
-    Reading an archive is bounded in memory, in the size of a file, and in processor time: `work` are the bytes to come
-    out of it.
+    Reading an archive is bounded in memory, in the size of a file, and in processor time: `work` are the bytes that its
+    list promises.
     """
     if command != "add" and not archive.is_file():
         raise MissingFile(f"there is no file '{archive}'.")
     bounds = limits or base.Limits()
     seconds = 0
     if command != "add":
-        seconds = SECONDS + (archive.stat().st_size + work) // SLOWEST
+        size = archive.stat().st_size
+        # subtle: a damaged list tells any sizes; what repeats is decoded once
+        seconds = SECONDS + (size + (min(work, bounds.ratio * size) if bounds.ratio else work)) // SLOWEST
 
     def confine() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))

@@ -85,9 +85,4 @@ static inline void approach(uint16_t *probability, int bit, int rate)
     *probability = (uint16_t)(*probability + (((bit ? 65535 : 0) - *probability) >> rate));
 }
 
-static inline uint32_t split(uint32_t low, uint32_t high, int probability)
-{
-    return low + (uint32_t)((uint64_t)(high - low) * (uint32_t)probability >> 16);
-}
-
 #endif

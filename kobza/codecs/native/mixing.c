@@ -2,6 +2,7 @@
  *
  * After Mahoney (2005), "Adaptive weighing of context models for lossless data compression", and his "Data Compression
  * Explained" (2013): bit histories in hashed slots, adaptive probability maps, logistic mixing, final estimation. */
+#include "bitcoder.h"
 #include "kernels.h"
 #include "mixing_tables.h"
 
@@ -298,8 +299,11 @@ static void add_byte(Mixer *m, int byte)
 
 static void learn(Mixer *m, int bit)
 {
-    for (int set = 0; set < SETS; set++)
-        train(m->input, m->chosen[set], (((bit << 16) - squash(m->mixed[set])) >> 4) * RATE, INPUTS);
+    for (int set = 0; set < SETS; set++) {
+        int error = (((bit << 16) - squash(m->mixed[set])) >> 4) * RATE;
+        if (error < -16 || error > 16) /* inputs are below 2048, so that less than this moves no weight */
+            train(m->input, m->chosen[set], error, INPUTS);
+    }
     train(m->last_input, m->last_chosen, (((bit << 16) - squash(m->last_mixed)) >> 4), 8);
     for (int i = 0; i < CONTEXTS; i++) {
         adapt(m->mapped[i], bit, LIMIT);
@@ -342,25 +346,17 @@ int mixing_encode(const uint8_t *data, size_t size, uint8_t *out, size_t room, s
     Mixer *m = mixer_make(size, data);
     if (!m)
         return KERNEL_NO_MEMORY;
-    uint32_t low = 0, high = UINT32_MAX;
-    size_t to = 0;
+    BitCoder coder;
+    coder_write_to(&coder, out, room);
     begin(m);
-    for (size_t i = 0; i < size && to + 4 <= room; i++)
+    for (size_t i = 0; i < size; i++)
         for (int k = 7; k >= 0; k--) {
             int bit = data[i] >> k & 1;
             predict(m);
-            uint32_t middle = split(low, high, m->probability);
-            if (bit)
-                high = middle;
-            else
-                low = middle + 1;
-            for (; !((low ^ high) >> 24) && to < room; low <<= 8, high = high << 8 | 255)
-                out[to++] = (uint8_t)(high >> 24);
+            coder_code(&coder, bit, m->probability);
             update(m, bit);
         }
-    if (to < room)
-        out[to++] = (uint8_t)((low >> 24) + 1); /* any number from low to high, zeros behind it */
-    *out_size = to;
+    *out_size = coder_finish(&coder);
     mixer_free(m);
     return KERNEL_OK;
 }
@@ -370,27 +366,17 @@ int mixing_decode(const uint8_t *data, size_t size, uint8_t *out, size_t out_siz
     Mixer *m = mixer_make(out_size, out);
     if (!m)
         return KERNEL_NO_MEMORY;
-    uint32_t low = 0, high = UINT32_MAX, code = 0;
-    size_t at = 0;
-    for (; at < 4; at++)
-        code = code << 8 | (at < size ? data[at] : 0);
+    BitCoder coder;
+    coder_read_from(&coder, data, size);
     begin(m);
-    for (size_t i = 0; i < out_size; i++) {
+    for (size_t i = 0; i < out_size; i++)
         for (int k = 0; k < 8; k++) {
             predict(m);
-            uint32_t middle = split(low, high, m->probability);
-            int bit = code <= middle;
-            if (bit)
-                high = middle;
-            else
-                low = middle + 1;
-            for (; !((low ^ high) >> 24); low <<= 8, high = high << 8 | 255, at++)
-                code = code << 8 | (at < size ? data[at] : 0);
+            int bit = coder_code(&coder, 0, m->probability);
             if (k == 7)
                 out[i] = (uint8_t)(m->partial << 1 | bit);
             update(m, bit);
         }
-    }
     mixer_free(m);
     return KERNEL_OK;
 }

@@ -88,24 +88,6 @@ static void put_inputs(const Network *net, int node, int16_t *input)
     input[2 * net->contexts] = 256;
 }
 
-int coder_code(BitCoder *c, int bit, int probability)
-{
-    uint32_t middle = split(c->low, c->high, probability);
-    if (c->reads)
-        bit = c->code <= middle;
-    if (bit)
-        c->high = middle;
-    else
-        c->low = middle + 1;
-    for (; !((c->low ^ c->high) >> 24); c->low <<= 8, c->high = c->high << 8 | 255, c->at++) {
-        if (c->reads)
-            c->code = c->code << 8 | (c->at < c->size ? c->in[c->at] : 0);
-        else if (c->at < c->size)
-            c->out[c->at] = (uint8_t)(c->high >> 24);
-    }
-    return bit;
-}
-
 static int error_of(const Network *net, int bit, int mixed)
 {
     return (int)(((int64_t)((bit << 16) - squash(mixed)) * (net->rate >> 16)) >> 10);
@@ -140,24 +122,4 @@ int network_code(Network *net, const Decision *d, int bit)
     approach(final + (part >= 64), bit, 6);
     learn(net, d, bit, input, mixed, last);
     return bit;
-}
-
-void coder_write_to(BitCoder *coder, uint8_t *out, size_t room)
-{
-    *coder = (BitCoder){.out = out, .size = room, .high = UINT32_MAX};
-}
-
-void coder_read_from(BitCoder *coder, const uint8_t *in, size_t size)
-{
-    *coder = (BitCoder){.in = in, .reads = 1, .size = size, .high = UINT32_MAX};
-    for (; coder->at < 4; coder->at++)
-        coder->code = coder->code << 8 | (coder->at < size ? in[coder->at] : 0);
-}
-
-size_t coder_finish(BitCoder *coder)
-{
-    if (coder->at >= coder->size)
-        return coder->size;
-    coder->out[coder->at++] = (uint8_t)((coder->low >> 24) + 1); /* any number from low to high, zeros behind it */
-    return coder->at;
 }

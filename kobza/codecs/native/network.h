@@ -3,6 +3,7 @@
 #ifndef KOBZA_NETWORK_H
 #define KOBZA_NETWORK_H
 
+#include "bitcoder.h"
 #include "logistic.h"
 
 #define NETWORK_CONTEXTS 20 /* at most */
@@ -12,14 +13,6 @@
 #define NETWORK_FINALS 2048
 #define PHI 0x9E3779B97F4A7C15u
 #define SPREAD 0xBF58476D1CE4E5B9u
-
-typedef struct {
-    const uint8_t *in;
-    uint8_t *out;
-    size_t size, at; /* of what is read or written */
-    int reads;
-    uint32_t low, high, code;
-} BitCoder;
 
 typedef struct {
     int contexts, line_bits;
@@ -41,12 +34,6 @@ void network_free(Network *net);
 void network_look_up(Network *net, const uint64_t *hashes);
 /* codes `bit`, or reads one when the coder reads; returns it */
 int network_code(Network *net, const Decision *decision, int bit);
-
-void coder_write_to(BitCoder *coder, uint8_t *out, size_t room);
-void coder_read_from(BitCoder *coder, const uint8_t *in, size_t size);
-/* codes `bit`, or reads one; `probability` of a 1 [1/65536] */
-int coder_code(BitCoder *coder, int bit, int probability);
-size_t coder_finish(BitCoder *coder); /* `room` when it did not suffice */
 
 static inline uint64_t scatter(uint64_t hash, uint64_t value)
 {
