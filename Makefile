@@ -12,7 +12,13 @@ STAMP  := .venv/.ready
 # Two workers with one thread each: the tests are many and small, so processes beat threads.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup tour test check bench docs clean
+# The codecs' C kernels under the sanitizers, on random and on damaged input: make fuzz ROUNDS=100000
+ROUNDS    ?= 20000
+FUZZ      ?= build/fuzz_kernels
+KERNELS   := $(filter-out %/kernels.c,$(wildcard kobza/codecs/native/*.c))
+SANITIZED := -g -O1 -std=c11 -D_DEFAULT_SOURCE -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all
+
+.PHONY: setup tour test check bench fuzz damage docs clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -41,6 +47,16 @@ check: setup
 
 bench: setup
 	$(BIN)/python bench/run.py
+
+$(FUZZ): tests/codecs/fuzz_kernels.c $(KERNELS) $(wildcard kobza/codecs/native/*.h)
+	mkdir -p $(@D)
+	$(CC) $(SANITIZED) -Ikobza/codecs/native -o $@ $< $(KERNELS)
+
+fuzz: $(FUZZ)
+	$(FUZZ) $(ROUNDS)
+
+damage: setup
+	$(BIN)/python bench/damage.py
 
 docs: setup
 	$(BIN)/python -m checks.generate_docs

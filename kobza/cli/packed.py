@@ -137,25 +137,37 @@ def bench(files: Sequence[Path], wanted: Sequence[str], limit: int, model: str) 
                 rows.append({"file": file.name, **bench_row(spec, data, supply)})
             except MissingExtra as error:
                 absent.append(error.message)
-    units = {"packed": "B", "part": "%", "pack": "MB/s", "unpack": "MB/s", "memory": "MiB"}
+    sizes = ("ideal", "with model")
+    if any(row["ideal"] is not None for row in rows):
+        absent.append("Ideal: code length by the model; with model: the file and the model's own.")
+    else:
+        rows = [{key: value for key, value in row.items() if key not in sizes} for row in rows]
+    units = {"packed": "B", "part": "%", "pack": "MB/s", "unpack": "MB/s", "memory": "MiB"} | dict.fromkeys(sizes, "B")
     note = "Speeds of one run in this process; memory: what unpacking a block may take. "
     return Table(rows, units=units, title="Codecs", note=note + " ".join(dict.fromkeys(absent)))
 
 
 def bench_row(spec: str, data: bytes, supply: Supply) -> dict[str, Any]:
-    """Pack and unpack `data` once with a codec and return what it took."""
+    """Pack and unpack `data` once with a codec and return what it took; of a model's codec all three sizes."""
     step = options.parse(spec)
     module = techniques.load("codecs", step.name)
     given = options.check(module.compress, step.options, what=f"codec {step.name!r}")
     handed = supply.given([step.name])
+    costs: list[float] | None = [] if "predictor" in handed else None
     began = _cpu()
-    blob = module.compress(data, **given, **handed)
+    if costs is None:
+        blob = module.compress(data, **given, **handed)
+    else:
+        coder, log2 = _coder_of(step, data, supply, costs)
+        blob = base.pack(data, coder, block_log2=base.fitting_block(len(data), log2))
     packed = _cpu()
     back = module.decompress(blob, **handed)
     ended = _cpu()
     return {
         "codec": spec,
         "packed": len(blob),
+        "ideal": None if costs is None else sum(costs) / 8,
+        "with model": None if costs is None else len(blob) + supply.bytes,
         "part": 100 * len(blob) / max(len(data), 1),
         "pack": len(data) / 1e6 / max(packed - began, 1e-9),
         "unpack": len(data) / 1e6 / max(ended - packed, 1e-9),

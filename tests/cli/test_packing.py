@@ -95,6 +95,16 @@ def test_a_misspelled_codec_or_option_names_the_nearest(kobza: Kobza, poem: Path
     assert kobza("pack nowhere.txt").code == 2
 
 
+def test_bench_tells_three_sizes_of_a_model_s_codec(poem: Path) -> None:
+    from kobza.cli import packed
+
+    model, plain = packed.bench([poem], ["lm", "zlib"], 300, "tiny").rows
+    assert model["round trip"] == "same bytes"
+    assert 0 < model["ideal"]
+    assert model["with model"] > model["packed"]
+    assert plain["ideal"] is None
+
+
 def test_bench_says_that_the_bytes_came_back(kobza: Kobza, poem: Path) -> None:
     rows = rows_of(kobza("bench poem.txt -c zlib -c cm -c bpez --jsonl"))
     assert [row["codec"] for row in rows] == ["zlib", "cm", "bpez"]

@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kobza.codecs import base
+from kobza.codecs.container import layout
+from kobza.codecs.container.layout import Header, Listed
+from kobza.codecs.native import crc32c
 from kobza.core import techniques
 from kobza.core.errors import KobzaError, OutOfRange
 
@@ -115,14 +118,24 @@ def test_the_memory_needed_is_told_before_it_is_taken(codec):
             base.unpack(codec.compress(POEM), limits=base.Limits(memory=10))
 
 
-def test_a_bomb_is_refused_at_the_default_limits():
-    from kobza.codecs import bz2
-
-    coder = bz2.coder()
-    zeros = base.pack(bytes(96 << 20), coder, block_log2=24)
-    assert len(zeros) < 2000
+@pytest.mark.parametrize("name", ["zlib", "bz2", "lzma"])
+def test_300_megabytes_of_zeros_are_refused_at_the_default_limits(name):
+    """The block is packed once and written 18 times; reading ends where a thousandth of the bytes no longer pays."""
+    codec, raw = techniques.load("codecs", name), bytes(1 << 24)
+    made = codec.coder()
+    payload = made.encode(raw)
+    assert len(payload) * 1000 < len(raw)
+    head = Header(24, (Listed(made.name, made.version, dict(made.parameters)),), 18 << 24).write()
+    blocks = layout.write_block(1, len(raw), crc32c(raw), payload) * 18
     with pytest.raises(base.LimitExceeded, match="1000 to 1"):
-        base.unpack(zeros)
+        codec.decompress(head + blocks)
+
+
+def test_a_header_that_claims_two_to_the_63_is_refused_at_once(codec):
+    made = codec.coder()
+    head = Header(20, (Listed(made.name, made.version, dict(made.parameters)),), 1 << 63).write()
+    with pytest.raises(base.LimitExceeded, match="9223372036854775808 bytes; the limit"):
+        codec.decompress(head + b"\x01\xff\xff\xff")
 
 
 @pytest.mark.parametrize("name", ["zlib", "bz2", "lzma", "bpez", "ulz"])
