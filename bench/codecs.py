@@ -4,6 +4,8 @@ The texts: the first 4,000,000 bytes of enwik8 (never to be called enwik8) and S
 folder beside the repository. Seconds are CPU time of one thread in one run; the last table gives the ratios wanted:
 bpez under zopfli and 12 % under zlib on Kobzar at zlib's speed; ulz at level 9 under lz4's highest, unpacking at half
 of lz4's speed, a kilobyte in 20 microseconds; cm between zpaq -m3 and -m5 at 1 MB/s.
+
+Some peers are for benchmarks only: pip install --no-deps --target PEERS zopfli deflate bzip3, and PYTHONPATH=PEERS.
 """
 
 from __future__ import annotations
@@ -64,6 +66,12 @@ def peers() -> Iterator[Pair]:
     with suppress(ImportError):
         zopfli: Any = importlib.import_module("zopfli.zlib")
         yield "zopfli (peer)", zopfli.compress, zlib.decompress
+    with suppress(ImportError):
+        deflate: Any = importlib.import_module("deflate")
+        yield "libdeflate -12 (peer)", lambda d: deflate.zlib_compress(d, 12), zlib.decompress
+    with suppress(ImportError):
+        bz3: Any = importlib.import_module("bz3")
+        yield "bzip3 (peer)", lambda d: bz3.compress(d, block_size=1 << 24, num_threads=1), bz3.decompress
     if shutil.which("zpaq"):
         for method in (3, 5):
             yield f"zpaq -m{method} (peer)", lambda data, m=method: zpaq(data, m), None

@@ -1,9 +1,10 @@
 """Write docs/codecs.md and its pictures: every codec beside installed peers on texts, bitmap fonts and pictures.
 
-    python bench/codecs_page.py ROWS.jsonl
+    python bench/codecs_page.py ROWS.jsonl [PICTURES.jsonl]
 
 Rows are kept in ROWS.jsonl; those there already are not measured again, so that a run can be broken off. The rows of
-ours are those of `kobza bench`. Speeds are CPU seconds of one thread: compare within a table only.
+ours are those of `kobza bench`. Speeds are CPU seconds of one thread: compare within a table only. PICTURES.jsonl is what
+`bench/pictures.py` keeps: whole pictures against formats for pictures.
 """
 
 from __future__ import annotations
@@ -130,6 +131,47 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
+FORMATS = ("kobza", "PNG", "WebP", "JPEG XL", "QOI")
+
+
+def pictures(journal: Path) -> str:
+    """Return the table of whole pictures, smallest first, and draw them; nothing without a journal."""
+    found: dict[str, dict[str, int]] = {}
+    for row in map(json.loads, journal.read_text(encoding="utf-8").splitlines()):
+        found.setdefault(row["picture"], {"raw": row["raw"]})[row["format"]] = row["packed"]
+    whole = dict(sorted(((n, r) for n, r in found.items() if "kobza" in r), key=lambda item: item[1]["raw"]))
+    text = ["## Whole pictures, bytes", "", "![sizes](pictures/codecs-pictures.svg)", ""]
+    text += ["| picture | samples B | image | PNG | WebP | JPEG XL | QOI |", "|---|---|---|---|---|---|---|"]
+    for name, row in whole.items():
+        text.append(f"| {name} | {' | '.join(f'{row[k]:,}' if k in row else '-' for k in ('raw', *FORMATS))} |")
+    _draw_pictures(whole)
+    return "\n".join([*text, ""])
+
+
+def _draw_pictures(whole: dict[str, dict[str, int]]) -> None:
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for kind, mark in zip(FORMATS, "oxsd+", strict=True):
+        there = [(place, 100 * row[kind] / row["PNG"]) for place, row in enumerate(whole.values()) if kind in row]
+        axes.plot(*zip(*there, strict=True), mark, label=kind if kind != "kobza" else "image")
+    axes.set_xticks(range(len(whole)), whole, rotation=45, ha="right", fontsize=8)
+    axes.set(ylabel="bytes of the file [% of optimized PNG]", title="Whole pictures, without loss")
+    axes.axhline(100, color="0.7", linewidth=0.8)
+    axes.legend()
+    figure.savefig(DOCS / "pictures" / "codecs-pictures.svg", metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "kobza"
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
@@ -141,12 +183,7 @@ def picture_name(name: str) -> str:
 
 def draw(rows: list[dict[str, Any]]) -> None:
     """Draw size against packing speed, one picture per input."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kobza"
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     for name in dict.fromkeys(row["file"] for row in rows):
         figure, axes = plt.subplots(figsize=(8, 5))
         for row in (row for row in rows if row["file"] == name):
@@ -164,8 +201,10 @@ def main() -> None:
     rows = measure(Path(sys.argv[1]))
     draw(rows)
     target = DOCS / "codecs.md"
-    head = target.read_text().partition("<!-- tables -->")[0]
-    target.write_text(f"{head}<!-- tables -->\n\n{page(rows)}")
+    head, _, rest = target.read_text().partition("<!-- tables -->")
+    fonts = "".join(rest.partition("## Fonts")[1:])  # written by hand
+    more = pictures(Path(sys.argv[2])) if len(sys.argv) > 2 else ""
+    target.write_text("\n".join(part for part in (f"{head}<!-- tables -->\n\n{page(rows)}", more, fonts) if part))
 
 
 if __name__ == "__main__":

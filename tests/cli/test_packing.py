@@ -100,7 +100,7 @@ def test_bench_tells_three_sizes_of_a_model_s_codec(poem: Path) -> None:
 
     model, plain = packed.bench([poem], ["lm", "zlib"], 300, "tiny").rows
     assert model["round trip"] == "same bytes"
-    assert 0 < model["ideal"]
+    assert model["ideal"] > 0
     assert model["with model"] > model["packed"]
     assert plain["ideal"] is None
 
