@@ -3,8 +3,8 @@
     python bench/codecs_page.py ROWS.jsonl [PICTURES.jsonl]
 
 Rows are kept in ROWS.jsonl; those there already are not measured again, so that a run can be broken off. The rows of
-ours are those of `kobza bench`. Speeds are CPU seconds of one thread: compare within a table only. PICTURES.jsonl is what
-`bench/pictures.py` keeps: whole pictures against formats for pictures.
+ours are those of `kobza bench`. Speeds are CPU seconds of one thread: compare within a table only. PICTURES.jsonl is
+what `bench/pictures.py` keeps: whole pictures against formats for pictures.
 """
 
 from __future__ import annotations

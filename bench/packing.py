@@ -3,9 +3,9 @@
     python bench/packing.py [--bytes 512] [--only speed|files]
 
 Speed: every row packs and unpacks so many bytes of text per stream, so all streams have equally long contexts; seconds
-are CPU time of one thread. Wanted: unpacking in lockstep at least 8x faster, per token, than one token at a time. Beside
-it the same bytes through xz, bz2 and zlib. Files: 8 times so many bytes of three texts as whole .kbz files, packed, proved
-and unpacked. Wanted: within 0.3 % + 64 bytes of the ideal code length of the same run.
+are CPU time of one thread. Wanted: unpacking in lockstep at least 8x faster, per token, than one token at a time.
+Beside it the same bytes through xz, bz2 and zlib. Files: 8 times so many bytes of three texts as whole .kbz files,
+packed, proved and unpacked. Wanted: within 0.3 % + 64 bytes of the ideal code length of the same run.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def speed(model: Any, each: int) -> None:
     units |= {"pack": "token/s", "unpack": "token/s", "bits_per_byte": "bit/B"}
     print(Table(rows, units=units, title="topics packed by SmolLM2-135M, one thread, CPU seconds"))
     ratio = rows[-1]["unpack"] / rows[0]["unpack"]
-    print(f"unpacking {STREAMS[-1]} streams in lockstep: {ratio:.1f}x the tokens per second of one (wanted {WANTED:.0f}x)")
+    print(
+        f"unpacking {STREAMS[-1]} streams in lockstep: {ratio:.1f}x the tokens per second of one (wanted {WANTED:.0f}x)"
+    )
 
 
 def main() -> None:
