@@ -1,15 +1,15 @@
 """Merging against mergekit: equal tensors, and CPU time, on the same two models and methods.
 
 mergekit lives in an environment of its own; its interpreter is named by MERGEKIT_PYTHON. Both write safetensors; both
-are run as a process of their own, whose CPU time is read from the operating system and includes starting the
-interpreter. DARE draws its own random numbers in each and is compared in the tests by its mean.
+are run as a process of their own, whose CPU time and largest resident size are read from the operating system and
+include starting the interpreter and its libraries. DARE draws its own random numbers in each and is compared in the
+tests by its mean. Under TIES two entries of equal size at the threshold may be kept the one or the other way round.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import kobza
 
-SIZE = "layers=8&width=512&heads=8&kv_heads=4&vocabulary=300"
+SIZE = os.environ.get("SIZE", "layers=16&width=640&heads=10&kv_heads=5&vocabulary=300")  # about 80M parameters
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"merge_method": "linear"}, {}),
     "slerp": ({"merge_method": "slerp", "parameters": {"t": 0.3}}, {"t": 0.3}),
@@ -54,14 +54,16 @@ def recipe(method: str, a: Path, b: Path) -> str:
     return yaml.safe_dump(about | ({"base_model": str(a)} if method == "slerp" else {}) | {"models": both})
 
 
-def run(command: list[str]) -> float:
-    """CPU seconds of a process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def run(command: list[str]) -> tuple[float, float]:
+    """CPU seconds and the largest resident size [MB] of a process."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _, state, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(state)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(said.read().decode()[-2000:])
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
 
 
 def main() -> None:
@@ -77,12 +79,15 @@ def main() -> None:
         a, b = folder / "m0", folder / "m1"
         for method, (_, options) in METHODS.items():
             ours, theirs = folder / f"ours-{method}", folder / f"theirs-{method}"
-            own = run([sys.executable, "-c", OURS, str(a), str(b), str(ours), method, json.dumps(options)])
-            peer = run([python, "-c", THEIRS, recipe(method, a, b), str(theirs)])
+            own, room = run([sys.executable, "-c", OURS, str(a), str(b), str(ours), method, json.dumps(options)])
+            peer, their_room = run([python, "-c", THEIRS, recipe(method, a, b), str(theirs)])
             left, right = load_file(ours / "model.safetensors"), _all(theirs)
-            worst = max(float((left[n] - right[n]).abs().max()) for n in left)
+            apart = torch.cat([(left[n] - right[n]).abs().flatten() for n in left])
+            worst, other = float(apart.max()), int((apart > 1e-6).sum())
             print(
-                f"{method:8} tensors within {worst:.2g}; CPU {own:.1f} s against {peer:.1f} s, ratio {own / peer:.2f}"
+                f"{method:8} {other} of {len(apart):,} entries differ by more than 1e-6, at most {worst:.2g}; "
+                f"CPU {own:.1f} s against {peer:.1f} s, ratio {own / peer:.2f}; "
+                f"peak {room:.0f} MB against {their_room:.0f} MB, ratio {room / their_room:.2f}"
             )
 
 

@@ -23,6 +23,7 @@ _PUBLIC = {
     "Recipe": "kobza.recipes.recipe",
     "run": "kobza.recipes.running",
     "sweep": "kobza.recipes.sweep",
+    "shrink": "kobza.recipes.shrink",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

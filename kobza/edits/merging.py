@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kobza.core.errors import BadValue, OutOfRange, WrongTensors, WrongVocabulary
+from kobza.core.figure import Figure
 from kobza.core.progress import progress
 from kobza.core.table import Table
 from kobza.core.texts import Text
@@ -258,7 +259,7 @@ def barrier(model: Model, other: Model, text: Text, *, points: int = 5, window: 
 
     Returns:
         A row per point: t, bits per byte; the note gives the barrier, the most that the line rises above the straight
-        line between its ends (Frankle et al. 2020, arXiv:1912.05671).
+        line between its ends (Frankle et al. 2020, arXiv:1912.05671), and a picture shows it.
 
     Raises:
         OutOfRange: fewer than two points. WrongTensors, WrongVocabulary: see `require_alike`.
@@ -278,4 +279,9 @@ def barrier(model: Model, other: Model, text: Text, *, points: int = 5, window: 
         rows.append({"t": t, "bits_per_byte": bits / len(text)})
     ends = rows[0]["bits_per_byte"], rows[-1]["bits_per_byte"]
     rise = max(row["bits_per_byte"] - ends[0] - row["t"] * (ends[1] - ends[0]) for row in rows)
-    return Table(rows, title=f"From {model.name} to {other.name}", note=f"barrier {rise:.4f} bit/B")
+    found = Table(rows, title=f"From {model.name} to {other.name}", note=f"barrier {rise:.4f} bit/B")
+    x, y = ([row[name] for row in rows] for name in ("t", "bits_per_byte"))
+    series = [{"name": "on the line", "x": x, "y": y}, {"name": "between its ends", "x": [0, 1], "y": list(ends)}]
+    caption = f"{text.name}, windows of {window} tokens. The barrier is the most that the line rises above its ends."
+    found.figures = [Figure("lines", {"series": series}, title=found.title, caption=caption, x="t", y="bit/B")]
+    return found

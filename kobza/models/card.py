@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 
+from kobza.core.options import Step, spell
 from kobza.models.building import FREE
 from kobza.models.model import Change, Model
 from kobza.models.replacing import repeated_blocks
 
 
-def text(model: Model, statement: str) -> str:
+def text(model: Model, statement: str, readings: Sequence[str] = (), library: str = "") -> str:
     """Return the card: a header that model hubs read, then origin, licence, changes and how to open it.
 
     Args:
         model: the model that was saved.
         statement: one sentence on what opens the folder.
+        readings: lines on what was measured.
+        library: what opens it, for the header; "" for transformers, or kobza where matrices are factors or codes.
     """
     origin = model.origin
     lines = ["---"]
@@ -27,13 +32,13 @@ def text(model: Model, statement: str) -> str:
         or any(matrix.stored_as != "dense" for matrix in model.matrices.values())
     )
     lines += [
-        f"library_name: {'kobza' if is_own else 'transformers'}",
+        f"library_name: {library or ('kobza' if is_own else 'transformers')}",
         "pipeline_tag: text-generation",
         "tags: [kobza]",
         "---",
         "",
     ]
-    lines += [f"# {model.name}", "", _summary(model), "", statement, "", "## Origin", ""]
+    lines += [f"# {model.name}", "", _summary(model, library), "", statement, "", "## Origin", ""]
     lines += [f"- opened as `{origin.spec}`" + (f" ({origin.kind})" if origin.kind else "")]
     lines += [f"- SHA-256 of the original weights: `{origin.sha256}`"] if origin.sha256 else []
     lines += [f"- licence: {origin.licence or 'not stated by the original; ask its authors before passing it on'}"]
@@ -42,6 +47,8 @@ def text(model: Model, statement: str) -> str:
     lines += [_change(i, change) for i, change in enumerate(model.changes, 1)] or [
         "None: the weights are the original's."
     ]
+    lines += ["", "Again: `" + _again(model) + "`"] if model.changes else []
+    lines += ["", "## Readings", "", *(f"- {line}" for line in readings)] if readings else []
     ends = "one tensor (tied)" if model.is_tied else "two tensors (`tie_word_embeddings: false`)"
     lines += ["", "## Weights", "", f"- input and output embedding: {ends}"]
     lines += [f"- {model.parameters:,} parameters, {model.stored_bytes:,} bytes"]
@@ -54,10 +61,17 @@ def is_free(model: Model) -> bool:
     return bool(model.module.config.model_type == FREE)
 
 
-def _summary(model: Model) -> str:
+def _again(model: Model) -> str:
+    """The chain of edits as one line, as the command line takes it."""
+    steps = [Step(c.technique, c.options | ({} if c.seed is None else {"seed": c.seed})) for c in model.changes]
+    return f"kobza edit {shlex.quote(model.origin.spec)} " + " ".join(shlex.quote(spell(step)) for step in steps)
+
+
+def _summary(model: Model, library: str) -> str:
     edits = len(model.changes)
     what = f"with {edits} change{'s' if edits != 1 else ''}" if edits else "unchanged"
-    return f"{model.origin.spec}, {what}, written by kobza. The same as plain data: `kobza.json`."
+    more = "" if library else " The same as plain data: `kobza.json`."
+    return f"{model.origin.spec}, {what}, written by kobza.{more}"
 
 
 def _change(number: int, change: Change) -> str:

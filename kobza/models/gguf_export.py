@@ -9,8 +9,11 @@ Source: the GGUF specification, docs/gguf.md (github.com/ggml-org/ggml), and ggm
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from kobza.core.errors import BadValue, CheckFailed, Unavailable
 from kobza.core.files import atomic_file
-from kobza.models import gguf_vocabulary, replacing
+from kobza.models import card, gguf_vocabulary, replacing
 from kobza.models.model import Model
 from kobza.models.quantized import Coded, Quantized
 
@@ -64,7 +67,15 @@ class Exported:
         )
 
 
-def export(model: Model, path: str | Path, *, type: str = "q8_0", table: str = "") -> Exported:
+def export(
+    model: Model,
+    path: str | Path,
+    *,
+    type: str = "q8_0",
+    table: str = "",
+    readings: Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
+) -> Exported:
     """Write a GGUF file.
 
     Args:
@@ -73,12 +84,16 @@ def export(model: Model, path: str | Path, *, type: str = "q8_0", table: str = "
         type: of dense matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0. Matrices whose columns are no multiple
             of 32 become f16 instead of a block type.
         table: type of the tables of embeddings, if another.
+        readings: lines for the model card `<file>.md`: what was measured.
+        texts: further texts to put beside it, by what is added to its name (`yaml`: a recipe, `<file>.yaml`).
 
     Raises:
         BadValue: no such type.
         Unavailable: a family, a part or a vocabulary that this export does not know.
         CheckFailed: the file opened again gives other weights or logits; nothing is left there.
         CannotWrite: the place cannot be written; nothing is left there.
+
+    A model card is written beside the file, `<file>.md`.
     """
     for one in (type, table or type):
         if one[2:4] == "_k":
@@ -95,13 +110,21 @@ def export(model: Model, path: str | Path, *, type: str = "q8_0", table: str = "
         known = ", ".join(ARCHITECTURES)
         raise Unavailable(f"models of the family {model.family.name!r} are not written as GGUF; known: {known}.")
     entries = list(_entries(model, type, table or type))
-    with atomic_file(path) as file:
-        _write(Path(file.name), model, entries, type)
-        difference = _check(Path(file.name), model, entries)
-        size = Path(file.name).stat().st_size
     types: dict[str, int] = {}
     for entry in entries:
         types[entry.type] = types.get(entry.type, 0) + 1
+    held = ", ".join(f"{name} ({count})" for name, count in types.items())
+    statement = f"A GGUF file for llama.cpp, with {held}; transformers opens it by `gguf_file=`."
+    beside = {"md": card.text(model, statement, readings, "gguf"), **(texts or {})}
+    with ExitStack() as whole:  # all are written before one is put in its place
+        for suffix, words in beside.items():
+            small = whole.enter_context(atomic_file(f"{path}.{suffix}"))
+            small.write(words.encode())
+            small.flush()
+        file = whole.enter_context(atomic_file(path))
+        _write(Path(file.name), model, entries, type)
+        difference = _check(Path(file.name), model, entries)
+        size = Path(file.name).stat().st_size
     kept = sum(entry.is_kept for entry in entries)
     return Exported(Path(path), size, sum(entry.data.nbytes for entry in entries), types, kept, difference)
 
@@ -235,6 +258,10 @@ def _write(path: Path, model: Model, entries: list[Entry], type: str) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+    except OSError as error:
+        if error.errno is None:  # numpy says so many bytes were asked for and fewer written
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
     finally:
         writer.close()
 

@@ -7,6 +7,7 @@ arithmetic (8-bit activations). Rows of a batch are llama.cpp's sequences in one
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -46,7 +47,8 @@ def _silence() -> Any:
 
 
 @lru_cache(maxsize=2)
-def _opened(path: str) -> Any:
+def _opened(path: str, stamp: tuple[int, int]) -> Any:
+    """The file as llama.cpp holds it; `stamp` tells it from another file that stood at that place before."""
     from llama_cpp import _internals
 
     lib = library()
@@ -75,7 +77,8 @@ class LlamaStepper:
             raise BadValue(f"llama.cpp runs GGUF files as they are; '{model.name}' {what}.", "Use the backend auto.")
         self.model, self.batch, self.length = model, batch, 0
         self._lib = library()
-        self._weights = _opened(model.origin.path)
+        about = os.stat(model.origin.path)
+        self._weights = _opened(model.origin.path, (about.st_mtime_ns, about.st_size))
         self._context = self._begun()
         self._rows = list(range(batch))
         self._tokens = self._internals.LlamaBatch(n_tokens=BATCH, embd=0, n_seq_max=1, verbose=False)

@@ -5,7 +5,7 @@ A Model is never changed in place. `fork()` and `replace()` return a new Model t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -291,11 +291,18 @@ class Model:
 
     # what one does with it; each lives in a module of its own
 
-    def save(self, path: str | Path, *, dense: bool = False) -> Saved:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        dense: bool = False,
+        readings: Sequence[str] = (),
+        texts: Mapping[str, str] | None = None,
+    ) -> Saved:
         """Write a folder that plain transformers opens (see `models.saving.save`)."""
         from kobza.models.saving import save
 
-        return save(self, path, dense=dense)
+        return save(self, path, dense=dense, readings=readings, texts=texts)
 
     def trace(self, text: Any, sites: list[str] | str = "resid_post") -> Trace:
         """Run a text and return the values at the named sites (see `models.trace.trace`)."""

@@ -15,7 +15,7 @@ import copy
 import json
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,22 @@ class Saved:
         return f"{self.path}: {self.stored_bytes:,} bytes of weights. {self.statement}"
 
 
-def save(model: Model, path: str | Path, *, dense: bool = False) -> Saved:
+def save(
+    model: Model,
+    path: str | Path,
+    *,
+    dense: bool = False,
+    readings: Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
+) -> Saved:
     """Write a model to a new folder.
 
     Args:
         model: the model; it is not changed.
         path: the folder, new or empty; its parent must exist.
         dense: multiply factored matrices back, so that plain transformers opens the folder.
+        readings: lines for the model card: what was measured.
+        texts: further texts to put there, by file name (a recipe).
 
     Raises:
         CannotWrite: the place cannot be written; nothing is left there.
@@ -108,7 +117,9 @@ def save(model: Model, path: str | Path, *, dense: bool = False) -> Saved:
         )
         (folder / record.FILE).write_text(about.to_json(), encoding="utf-8")
         statement = _statement(written, is_own, dense and written is not model)
-        (folder / "README.md").write_text(card.text(written, statement), encoding="utf-8")
+        (folder / "README.md").write_text(card.text(written, statement, readings), encoding="utf-8")
+        for name, words in (texts or {}).items():
+            (folder / name).write_text(words, encoding="utf-8")
         difference = check(written, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
     is_plain = not is_own and not card.is_free(written)

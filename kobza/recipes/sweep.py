@@ -119,7 +119,7 @@ def plan(
                 "model": [about["fingerprint"], about["tokenizer"], recipe.dtype],
                 "work": {**request, "text": text.sha256},
                 "versions": about["versions"],
-                "code": [_code("edits", s.name) for s in point.chain] + [_code("measures", s.name) for s in measures],
+                "code": [code("edits", s.name) for s in point.chain] + [code("measures", s.name) for s in measures],
                 "files": {path: sha256_file(path) for step in point.chain for path in files_in(step)},
             }
             found.append(Work(sha256(plain(decisive).encode()), group(point.chain), point, text, request))
@@ -398,7 +398,7 @@ def _plain_chain(chain: Chain) -> list[Any]:
 
 
 @cache
-def _code(room: str, name: str) -> str:
+def code(room: str, name: str) -> str:
     """Return a hash of a technique's source and of its room's shared ground: changed code means measured anew."""
     source = techniques.source(room, name)
     base = source.with_name("base.py")

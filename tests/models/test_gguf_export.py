@@ -160,3 +160,24 @@ def test_the_real_model_comes_back_as_it_was_read(smollm2: Any, tmp_path: Path) 
 def test_k_quants_are_refused_with_the_reason(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(BadValue, match="blocks of 256 columns; the narrowest matrix of 'tiny:llama' has 32"):
         gguf_export.export(tiny, tmp_path / "x.gguf", type="q4_k")
+
+
+def test_plain_transformers_opens_the_file_with_equal_logits(tiny: Any, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="transformers wants accelerate for GGUF files")
+    from transformers import AutoModelForCausalLM
+
+    edited = rounding.apply(tiny, format="q4_0")
+    gguf_export.export(edited, tmp_path / "m.gguf", type="f32")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
+    ids = torch.tensor([IDS])
+    with torch.inference_mode():
+        theirs = plain(input_ids=ids).logits
+    assert torch.allclose(theirs, forward.logits(edited, ids), atol=1e-5)
+
+
+def test_a_card_stands_beside_the_file(tiny: Any, tmp_path: Path) -> None:
+    edited = rounding.apply(tiny, format="q4_0")
+    gguf_export.export(edited, tmp_path / "m.gguf", readings=["1.234 bits per byte"], texts={"yaml": "open: tiny\n"})
+    words = (tmp_path / "m.gguf.md").read_text()
+    assert "- 1.234 bits per byte" in words and "**rounding**" in words and edited.fingerprint in words
+    assert (tmp_path / "m.gguf.yaml").read_text() == "open: tiny\n"
