@@ -85,7 +85,7 @@ def learn(pixels: Pixels, *, units: int, layers: int = 3, bits: int = 7, steps: 
     """
     height, width, _ = pixels.shape
     at = torch.from_numpy(places(width, height)).float()
-    wanted = torch.from_numpy(pixels.reshape(-1, 3)).float() / 255
+    wanted = torch.tensor(pixels.reshape(-1, 3) / 255, dtype=torch.float32)
     weights = [weight.requires_grad_() for weight in first_weights(units, layers, seed)]
 
     def as_stored(weight: Tensor) -> Tensor:
