@@ -6,7 +6,7 @@ to the last byte, goes through `cm` as it stands. Source: Howard et al. (1998), 
 
 A block's payload: 0, then all of it by `cm`; or 1, then the text, then the glyphs. The text is stored (0) or by `cm`
 (1): that byte, its length, the length of its payload, the payload. It tells how many pieces there are, for each its
-kind (`KINDS`) times 4 + 1 if rows reach to their padding + 2 if the bits that no glyph has follow the rest, and the
+kind (0 plain, or of `FORMATS`) times 4 + 1 if rows reach to their padding + 2 if the bits that no glyph has follow the rest, and the
 length of its rest; then all rests. The glyphs of all pieces are of the way `NETWORK`, or `PACKED`: eight pixels to a
 byte by `cm`. Numbers are varints.
 """
@@ -224,9 +224,15 @@ def _encode(raw: bytes) -> bytes:
     head = [len(found)]
     for piece in found:
         head += [4 * piece.kind + piece.is_full + 2 * bool(piece.residue), len(piece.rest)]
-    body = b"".join(piece.rest + piece.residue for piece in found)
-    made = bytes((APART,)) + _mixed(b"".join(map(base.varint, head)) + body) + _glyphs(fonts)
-    return min(made, whole, key=len)
+    said = b"".join([*map(base.varint, head), *(piece.rest + piece.residue for piece in found)])
+    if len(said) > _longest_text(len(raw)):
+        return whole
+    return min(bytes((APART,)) + _mixed(said) + _glyphs(fonts), whole, key=len)
+
+
+def _longest_text(size: int) -> int:
+    """Return the bytes of text that a block of `size` bytes may have: no more is believed."""
+    return 2 * size + 64
 
 
 def _mixed(raw: bytes) -> bytes:
@@ -276,7 +282,7 @@ def _decode(payload: bytes, size: int) -> bytes:
 
 def _unmixed(cursor: base.Cursor, size: int) -> bytes:
     kind, length, packed = cursor.byte(), cursor.varint(), cursor.take(cursor.varint())
-    if length > 2 * size + 64:
+    if length > _longest_text(size):
         raise ValueError(f"a block of {size} bytes needs no text of {length}")
     return packed if kind == STORED else base.decoder("cm", 1, {}, {})(packed, length)
 
