@@ -6,9 +6,9 @@ to the last byte, goes through `cm` as it stands. Source: Howard et al. (1998), 
 
 A block's payload: 0, then all of it by `cm`; or 1, then the text, then the glyphs. The text is stored (0) or by `cm`
 (1): that byte, its length, the length of its payload, the payload. It tells how many pieces there are, for each its
-kind (0 plain, or of `FORMATS`) times 4 + 1 if rows reach to their padding + 2 if the bits that no glyph has follow the rest, and the
-length of its rest; then all rests. The glyphs of all pieces are of the way `NETWORK`, or `PACKED`: eight pixels to a
-byte by `cm`. Numbers are varints.
+kind (0 plain, or of `FORMATS`) times 4 + 1 if rows reach to their padding + 2 if the bits that no glyph has follow the
+rest, and the length of its rest; then all rests. The glyphs of all pieces are of the way `NETWORK`, or `PACKED`: eight
+pixels to a byte by `cm`. Numbers are varints.
 """
 
 from __future__ import annotations
