@@ -24,14 +24,14 @@ import numpy as np
 from kobza.codecs import base, native
 from kobza.codecs._fonts import grids, pcf, psf, text
 from kobza.codecs._fonts import sheet as sheets
-from kobza.codecs._fonts.grids import Grid, Rows
+from kobza.codecs._fonts.grids import MOST_GLYPHS, Grid, Rows
 from kobza.core.errors import BadValue
 
 BLOCK_LOG2 = 24
 WHOLE, APART = 0, 1
 STORED, MIXED = 0, 1
 NETWORK, PACKED = 0, 1
-MOST_GLYPHS, MOST_ROWS, MOST_PIXELS = 1 << 18, 1 << 21, 1 << 25  # of a block; what has more goes through `cm`
+MOST_ROWS, MOST_PIXELS = 1 << 21, 1 << 25  # of a block; what has more goes through `cm`
 MOST_FONTS = 1 << 12
 MOST_TRIES = 200  # places that look like a font and are none, until the search is given up
 decompress = base.unpack

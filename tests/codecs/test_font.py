@@ -230,6 +230,7 @@ def test_claims_larger_than_a_block_are_refused():
     for kind, head in (
         (1, struct.pack("<4s7I", b"\x72\xb5\x4a\x86", 0, 32, 0, 1 << 31, 1 << 31, 16, 8)),
         (1, struct.pack("<4s7I", b"\x72\xb5\x4a\x86", 0, 32, 0, 1 << 12, 1 << 12, 1 << 12, 8)),
+        (1, struct.pack("<4s7I", b"\x72\xb5\x4a\x86", 0, 32, 0, 1 << 31, 0, 16, 8)),
         (2, b"\1fcp" + struct.pack("<5I", 1, 8, 14, 1 << 31, 24)),
         (3, b"\0STARTFONT 2.1\n" + b"\nBBX 64 65535 0 0\nBITMAP\nENDCHAR\n" * 9),
         (4, base.varint(1 << 40)),

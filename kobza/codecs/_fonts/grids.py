@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 WIDEST = 64  # pixels of a row in one number
 LARGEST = 65535  # pixels of a side
+MOST_GLYPHS = 1 << 18  # of a block
 REVERSED = np.array([int(f"{byte:08b}"[::-1], 2) for byte in range(256)], np.uint8)
 Rows = NDArray[np.uint64]
 Whole = NDArray[np.int64]
@@ -57,7 +58,7 @@ class Grid:
         return self._strips() if (width > WIDEST).any() else self
 
     def _strips(self) -> Grid:
-        count = np.maximum(1, -(-self.boxes[:, 0] // WIDEST))
+        count = np.where(self.heights > 0, -(-self.boxes[:, 0] // WIDEST), 1)
         each = np.repeat((-(-self.boxes[:, 0] // 8) + count - 1) // count, count)  # bytes across a strip
         number = np.arange(len(each)) - np.repeat(np.cumsum(count) - count, count)
         boxes = np.repeat(self.boxes, count, axis=0)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kobza.codecs._fonts.grids import Grid
+from kobza.codecs._fonts.grids import MOST_GLYPHS, Grid
 from kobza.codecs.container.fields import Cursor, varint
 
 MAGIC_1, MAGIC_2 = b"\x36\x04", b"\x72\xb5\x4a\x86"
@@ -25,7 +25,7 @@ def _head(raw: bytes, at: int = 0) -> tuple[int, int, int, int, int, bool]:
     """Return bytes of the header, glyphs, bytes of a glyph, width, height, whether characters are listed."""
     if raw[at : at + 4] == MAGIC_2 and len(raw) >= at + 32:
         _, size, flags, count, charsize, height, width = struct.unpack_from("<7I", raw, at + 4)
-        if size < 32 or not count or size + count * charsize > len(raw):
+        if size < 32 or not 0 < count <= MOST_GLYPHS or not charsize or size + count * charsize > len(raw):
             raise ValueError("no PSF 2 header")
         return size, count, charsize, width, height, bool(flags & 1)
     if raw[at : at + 2] != MAGIC_1 or len(raw) < at + 4:
