@@ -1,6 +1,6 @@
 """Every method at comparable sizes: bits per byte lost on held-out prose and code, bits per weight, bytes, CPU time.
 
-    .venv/bin/python bench/methods.py GROUP [--poems kobzar.txt]
+    .venv/bin/python bench/methods.py [GROUP or EDIT ...] [--poems kobzar.txt]
 
 Groups: see `GROUPS`; `trained` takes the model trained by kobza in float32, which lies on no grid of 4 bits, and reads
 the last tenth of its poems, which it has not seen. Without a group all but `trained` are run (an hour of CPU time).
@@ -103,7 +103,7 @@ def main() -> None:
         specs = tuple(spec.format(poems=f"{path}[:{size * 9 // 10}]") for spec in TRAINED)
         return run("kobzar", specs, (f"{path}[{size * 9 // 10}:]",), 255)
     for group in given or GROUPS:
-        run("smollm2", GROUPS[group], TEXTS)
+        run("smollm2", GROUPS.get(group, (group,)), TEXTS)
     return None
 
 
