@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from kobza import __version__
-from kobza.cli import changing, house, intervening, looking, moving, packing, shrinking, speaking, training
+from kobza.cli import (
+    changing,
+    house,
+    intervening,
+    looking,
+    moving,
+    packing,
+    shrinking,
+    speaking,
+    training,
+    vocabulary_training,
+)
 from kobza.cli.frame import kept_lines
 
 HELP = """An instrument for language models: open one, look inside, change it, let it speak, measure what changed.
@@ -32,7 +43,18 @@ def build() -> Any:
         no_args_is_help=True,
     )
     app.callback()(_options)
-    for room in (looking, intervening, changing, moving, shrinking, training, speaking, packing, house):
+    for room in (
+        looking,
+        intervening,
+        changing,
+        moving,
+        shrinking,
+        training,
+        vocabulary_training,
+        speaking,
+        packing,
+        house,
+    ):
         room.register(app)
     return typer.main.get_command(app)
 

@@ -106,7 +106,8 @@ def _ranked(path: Path, data: bytes, pattern: str, special: Mapping[str, int] | 
     if known is None and claimed is not None and len(ranks) < claimed.count:
         raise Truncated(f"'{path}' has {len(ranks)} tokens; {claimed.name} has {claimed.count}.", "Fetch it again.")
     if known is None and not pattern:
-        hint = f"Give pattern=: {', '.join(map(repr, patterns.PATTERNS))} or a regular expression."
+        names = ", ".join(map(repr, patterns.PATTERNS))
+        hint = f"Give pattern=: {names} or a regular expression; a tokenizer.json has it."
         raise BadValue(f"'{path}' does not say how to cut a text, and is none of the published files.", hint)
     if known is None:
         return Ranked(ranks, pattern, special, _ends(special or {}), name=_name(path))

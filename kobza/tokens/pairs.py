@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from kobza.core.errors import BadValue, EmptyText, OutOfRange
 from kobza.core.files import write_atomic
-from kobza.core.progress import Task, task
+from kobza.core.progress import Task, progress, task
 from kobza.core.table import Table
 from kobza.core.texts import Text
 from kobza.tokens.base import Marks, _as_bytes, printable
@@ -64,7 +65,7 @@ def train(
     *,
     size: int = 8192,
     pattern: str = "gpt2",
-    special: Iterable[str] = ("<|endoftext|>",),
+    special: Sequence[str] | None = ("<|endoftext|>",),
     least: int = 2,
     name: str = "trained",
 ) -> Trained:
@@ -74,7 +75,7 @@ def train(
         text: the corpus, whole or in parts; merges do not cross parts. What is not UTF-8 reads as U+FFFD.
         size: ids in all: 256 bytes, merges, control tokens [count, 256 + control tokens ..].
         pattern: what cuts the text before merging: "gpt2", "cl100k", "o200k", "none" or a regular expression.
-        special: control tokens, which get the last ids; the first is the end mark.
+        special: control tokens, which get the last ids; the first is the end mark. None: there are none.
         least: a pair that stands less often is not joined [count, 1 ..].
         name: what to call it.
 
@@ -83,7 +84,8 @@ def train(
         OutOfRange: `size` is too small, or larger than the corpus allows; the message says how far it goes.
         BadValue: the pattern is not a regular expression, or does not keep all of the text.
     """
-    return from_words(pieces(text, pattern), size=size, pattern=pattern, special=special, least=least, name=name)
+    words = pieces(text, pattern)
+    return from_words(words, size=size, pattern=pattern, special=special or (), least=least, name=name)
 
 
 def from_words(
@@ -147,9 +149,9 @@ def pieces(text: str | bytes | Text | Iterable[str | bytes | Text], pattern: str
         raise BadValue(f"the split pattern {pattern!r} is not a regular expression: {error}.") from None
     counts: Counter[str] = Counter()
     length = 0
-    for part in parts(text):
+    for part in progress(parts(text), "cut the text"):
         length += len(part)
-        counts.update(found[0] for found in compiled.finditer(part))
+        counts.update(map(itemgetter(0), compiled.finditer(part)))
     if not length:
         raise EmptyText("the corpus is empty.", "Give a text of at least one byte.")
     kept = sum(len(piece) * n for piece, n in counts.items())

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 from kobza.core.errors import BadValue, OutOfRange
 from kobza.core.table import Table
@@ -32,16 +32,17 @@ PUBLISHED: dict[tuple[int, int], float] = {
 WORDS: dict[tuple[int, int], float] = {(1, 6): 1.0}
 Corpus = str | bytes | Text | Iterable[str | bytes | Text]
 Lengths = Mapping[tuple[int, int], float]
+By = Literal["words", "characters", "stages"]
 
 
 def train(
     text: Corpus,
     *,
     size: int = 8192,
-    by: str = "words",
+    by: Literal["words", "characters", "stages"] = "words",
     lengths: Lengths | None = None,
     first: float = 0.5,
-    special: Iterable[str] = ("<|endoftext|>",),
+    special: Sequence[str] | None = ("<|endoftext|>",),
     least: int = 2,
     seed: int = 0,
     name: str = "supertokens",
@@ -55,9 +56,9 @@ def train(
         lengths: {(shortest, longest): share}, the lengths of chunks; uniform within a pair; shares are renormalised.
             By default `WORDS` or `PUBLISHED`.
         first: share of the merges that the first of two stages makes [fraction, 0 .. 1].
-        special: control tokens, which get the last ids.
+        special: control tokens, which get the last ids. None: there are none.
         least: a pair that stands less often is not joined [count, 1 ..].
-        seed: where the chunks' lengths come from.
+        seed: where the chunks' lengths come from [0 ..].
         name: what to call it.
 
     Raises:
@@ -65,11 +66,11 @@ def train(
         BadValue: `by` or `lengths` is none of the above.
     """
     if by == "stages":
-        return _in_stages(text, size, first, list(special), least, name)
+        return _in_stages(text, size, first, list(special or ()), least, name)
     if by not in ("words", "characters"):
         raise BadValue(f"chunks are cut by 'words' or 'characters', or in 'stages', not by {by!r}.")
     words = chunks(text, by=by, lengths=lengths, seed=seed)
-    return from_words(words, size=size, pattern="none", special=special, least=least, name=name)
+    return from_words(words, size=size, pattern="none", special=special or (), least=least, name=name)
 
 
 def chunks(text: Corpus, *, by: str = "words", lengths: Lengths | None = None, seed: int = 0) -> Counter[bytes]:
@@ -110,8 +111,8 @@ def gains(text: Corpus, held_out: str | bytes | Text, *, size: int = 8192, seed:
 
     corpus = list(parts(text))
     vocabularies: list[Tokenizer] = [pairs.train(corpus, size=size, name="words (plain BPE)")]
-    for by, name in (("characters", "chunks of characters"), ("words", "chunks of words"), ("stages", "two stages")):
-        vocabularies.append(train(corpus, size=size, by=by, seed=seed, name=name))
+    kinds: dict[By, str] = {"characters": "chunks of characters", "words": "chunks of words", "stages": "two stages"}
+    vocabularies += [train(corpus, size=size, by=by, seed=seed, name=name) for by, name in kinds.items()]
     data = "".join(parts(held_out)).encode()
     rows = [_gain(vocabulary, data) for vocabulary in vocabularies]
     rows = [{**row, "fewer tokens": 1 - row["tokens"] / rows[0]["tokens"]} for row in rows]

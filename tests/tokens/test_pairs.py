@@ -127,7 +127,7 @@ def test_progress_is_told() -> None:
     events: list[Task] = []
     with listen(events.append):
         pairs.train(text("ukrainian"), size=400)
-    assert {event.label for event in events} == {"train"} and events[-1].finished
+    assert {event.label for event in events} == {"cut the text", "train"} and events[-1].finished
 
 
 # -- boundary -----------------------------------------------------------------------------------------------------
