@@ -211,7 +211,8 @@ class Tokenizer:
             BadValue: the string has a lone surrogate.
             WrongVocabulary: the text has a byte that the vocabulary cannot express.
         """
-        ids = [id for piece in self._pieces(text) for id in piece]
+        pieces = list(self._pieces(text))
+        ids = pieces[0] if len(pieces) == 1 else [id for piece in pieces for id in piece]
         return [self.start_id, *ids] if start and self.start_id is not None else ids
 
     def _pieces(self, text: str | bytes) -> Iterator[list[int]]:

@@ -19,7 +19,7 @@ from kobza.core.errors import BadValue, Corrupt, MissingFile, Truncated, guess
 from kobza.core.files import sha256
 from kobza.tokens import patterns
 from kobza.tokens.base import Marks, Tokenizer
-from kobza.tokens.ranks import Ranked, bytes_vocabulary, read_ranks
+from kobza.tokens.ranks import Ranked, bytes_vocabulary, read_ranks, refuse_lacking
 from kobza.tokens.reading import LARGEST
 from kobza.tokens.sentencepieces import SentencePieces
 
@@ -105,9 +105,10 @@ def _ranked(path: Path, data: bytes, pattern: str, special: Mapping[str, int] | 
     claimed = patterns.named(path.name)
     if known is None and claimed is not None and len(ranks) < claimed.count:
         raise Truncated(f"'{path}' has {len(ranks)} tokens; {claimed.name} has {claimed.count}.", "Fetch it again.")
+    refuse_lacking(ranks, str(path))  # before a pattern is asked for, which would not help
     if known is None and not pattern:
-        names = ", ".join(map(repr, patterns.PATTERNS))
-        hint = f"Give pattern=: {names} or a regular expression; a tokenizer.json has it."
+        kinds = ", ".join(map(repr, patterns.PATTERNS))
+        hint = f"Give pattern=: {kinds} or a regular expression; a tokenizer.json has it."
         raise BadValue(f"'{path}' does not say how to cut a text, and is none of the published files.", hint)
     if known is None:
         return Ranked(ranks, pattern, special, _ends(special or {}), name=_name(path))

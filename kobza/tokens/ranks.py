@@ -13,7 +13,6 @@ import base64
 import binascii
 import importlib
 import importlib.util
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -29,9 +28,8 @@ from kobza.tokens.base import Marks, Tokenizer
 from kobza.tokens.patterns import PATTERNS
 
 Merge = tuple[bytes, bytes]
-# subtle: tiktoken's regular expressions overflow their stack on runs of some 100,000 spaces, and the whole thread
-# panics; the search is linear because a run is entered at its first space only
-_LONG_SPACE = re.compile(r"(?<!\s)\s{10000}")
+# subtle: tiktoken's regular expressions overflow their stack on runs of some 100,000 spaces, and the whole thread panics
+_LONG_SPACE = 5000  # characters; a run twice as long fills one aligned block of that many
 
 
 class Ranked(Tokenizer):
@@ -68,13 +66,7 @@ class Ranked(Tokenizer):
         self._check()
 
     def _check(self) -> None:
-        lacking = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
-        if lacking:
-            first = f"0x{lacking[0]:02x}"
-            raise Corrupt(
-                f"'{self.name}' has no token for {len(lacking)} of the 256 bytes (the first is {first}).",
-                "Byte pair encoding starts from single bytes: the file is damaged or not a vocabulary of bytes.",
-            )
+        refuse_lacking(self.ranks, self.name)
         taken = set(self.ranks.values()) & set(self._special.values())
         if taken:
             raise Corrupt(f"'{self.name}' gives the id {min(taken)} to a token and to a control token.")
@@ -149,11 +141,12 @@ class Ranked(Tokenizer):
             backend = self._backend
             backend.encode_special_tokens = True
             return list(backend.encode(text, add_special_tokens=False).ids)
-        if _LONG_SPACE.search(text):
+        if _has_long_space(text):
             regex = importlib.import_module("regex")
             pieces = (found[0] for found in regex.finditer(self.pattern, text))
             return [id for piece in pieces for id in self._uncut_engine.encode_ordinary(piece)]
-        return list(self._engine.encode_ordinary(text))
+        ids: list[int] = self._engine.encode_ordinary(text)
+        return ids
 
     # -- files -------------------------------------------------------------------------------------------------
     def save_ranks(self, path: str | Path) -> Path:
@@ -210,6 +203,20 @@ def _refuse_twice(ranks: Mapping[bytes, int], where: str) -> None:
         raise Corrupt(f"'{where}' has {len(seen)} tokens but ranks up to {max(seen)}.")
 
 
+def refuse_lacking(ranks: Mapping[bytes, int], where: str) -> None:
+    """Raise if a single byte has no token.
+
+    Raises:
+        Corrupt: it has none.
+    """
+    lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if lacking:
+        raise Corrupt(
+            f"'{where}' has no token for {len(lacking)} of the 256 bytes (the first is 0x{lacking[0]:02x}).",
+            "Byte pair encoding starts from single bytes: the file is damaged or not a vocabulary of bytes.",
+        )
+
+
 def ranks_text(ranks: Mapping[bytes, int]) -> bytes:
     """Return ranks as the text of a `.tiktoken` file, in order of rank.
 
@@ -258,6 +265,11 @@ def _regex(pattern: str) -> tokenizers.Regex:
         return tokenizers.Regex(pattern)
     except Exception as error:  # noqa: BLE001  # the library raises bare Exceptions
         raise BadValue(f"the split pattern {pattern!r} is not a regular expression: {error}.") from None
+
+
+def _has_long_space(text: str) -> bool:
+    """Say whether there may be a run of spaces that is too long for tiktoken; most blocks end the look at once."""
+    return any(text[at : at + _LONG_SPACE].isspace() for at in range(0, len(text) - _LONG_SPACE + 1, _LONG_SPACE))
 
 
 def _spelled(token: bytes) -> str:

@@ -89,7 +89,7 @@ def _letter(draw: random.Random) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_random_strings_have_the_ids_of_the_library(data: Path, name: str) -> None:
     tokenizer, library = opened(data, name), reference(data, name)
-    for text in strings(10_000, seed=len(name)):
+    for text in strings(3_000, seed=len(name)):  # bench/tokens_exact.py takes 10,000
         ids = tokenizer.encode(text)
         assert ids == library.encode_ordinary(text), repr(text)
         assert tokenizer.decode(ids) == text.encode()
@@ -100,7 +100,7 @@ def test_without_tiktoken_the_ids_are_the_same(data: Path, name: str) -> None:
     first = opened(data, name)
     plain = Ranked(first.ranks, first.pattern, first.special, name=name)
     plain.__dict__["_engine"] = None  # as where the package is not installed
-    for text in strings(3_000, seed=1):
+    for text in strings(1_000, seed=1):
         assert plain.encode(text) == first.encode(text), repr(text)
 
 
