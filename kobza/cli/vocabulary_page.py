@@ -84,10 +84,7 @@ def _begin(tokenizers: Tokenizers, corpora: Sequence[Text]) -> Chapter:
 
 def _counts(tokenizers: Tokenizers, corpora: Sequence[Text]) -> Chapter:
     by_text = rates.by_text(tokenizers, [Text(_short(c.name), c.data) for c in corpora])
-    blocks: list[Any] = [
-        by_text.figures[0],
-        *(rates.wide(by_text, "text", value) for value in ("tokens", *rates.RATES)),
-    ]
+    blocks: list[Any] = [rates.wide(by_text, "text", value) for value in ("tokens", *rates.RATES)]
     for corpus in corpora:
         by_script = rates.by_script(tokenizers, corpus)
         tables = [rates.wide(by_script, "script", value) for value in rates.RATES]

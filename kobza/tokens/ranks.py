@@ -28,7 +28,7 @@ from kobza.tokens.base import Marks, Tokenizer
 from kobza.tokens.patterns import PATTERNS
 
 Merge = tuple[bytes, bytes]
-# subtle: tiktoken's regular expressions overflow their stack on runs of some 100,000 spaces, and the whole thread panics
+# subtle: tiktoken's regular expressions overflow their stack on runs of some 100,000 spaces; the whole thread panics
 _LONG_SPACE = 5000  # characters; a run twice as long fills one aligned block of that many
 
 

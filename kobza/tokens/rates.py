@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from kobza.core.errors import BadValue, EmptyText
-from kobza.core.figure import Figure
 from kobza.core.table import Table
 from kobza.core.texts import Text
 from kobza.tokens import scripts
@@ -37,7 +36,7 @@ def by_text(tokenizers: Sequence[Tokenizer], texts: Sequence[Text]) -> Table:
     if not texts:
         raise EmptyText("there is no text to count in.", "Give one or more.")
     rows = [row for text in texts for row in _rows(tokenizers, text)]
-    return Table(rows, units={"tokens": "count"}, title="Tokens by text", figures=[_bars(rows, "text")])
+    return Table(rows, units={"tokens": "count"}, title="Tokens by text")
 
 
 def by_script(tokenizers: Sequence[Tokenizer], text: str | bytes | Text) -> Table:
@@ -68,7 +67,7 @@ def by_script(tokenizers: Sequence[Tokenizer], text: str | bytes | Text) -> Tabl
             row = {"script": scripts.NAMES[kind], "vocabulary": tokenizer.name, **facts}
             rows.append(row | _rates(facts, None if tokens is None else float(tokens[kind])))
     note = "A token across scripts counts in each by its share of bytes; a space in front of a word counts with it."
-    return Table(rows, units={"tokens": "count"}, title="Tokens by script", note=note, figures=[_bars(rows, "script")])
+    return Table(rows, units={"tokens": "count"}, title="Tokens by script", note=note)
 
 
 def wide(table: Table, rows: str, value: str, columns: str = "vocabulary") -> Table:
@@ -81,7 +80,7 @@ def wide(table: Table, rows: str, value: str, columns: str = "vocabulary") -> Ta
         columns: column whose values become columns.
     """
     found: dict[Any, dict[str, Any]] = {}
-    for row in table:
+    for row in (row for row in table if row[value] is not None):
         found.setdefault(row[rows], {rows: row[rows], "size": row["bytes"]})[str(row[columns])] = row[value]
     return Table(found.values(), units={"size": "B"}, title=value[0].upper() + value[1:], note=table.note)
 
@@ -116,17 +115,6 @@ def _shares(tokenizer: Tokenizer, data: bytes, owners: scripts.Ints, count: int)
     empty = ends[sizes == 0]
     np.add.at(found, owners[np.minimum(empty, len(owners) - 1)], 1)
     return found
-
-
-def _bars(rows: Sequence[dict[str, Any]], by: str) -> Figure:
-    """Return a line per vocabulary over texts or scripts."""
-    names = list(dict.fromkeys(row[by] for row in rows))
-    vocabularies = list(dict.fromkeys(row["vocabulary"] for row in rows))
-    values = {(row["vocabulary"], row[by]): row[RATES[0]] for row in rows}
-    table = [[values[v, name] for name in names] for v in vocabularies]
-    caption = "Tokens a byte: less is shorter."
-    data = {"values": table, "rows": vocabularies, "columns": names, "diverging": False}
-    return Figure("image", data, title="Tokens a byte", caption=caption)
 
 
 def same_names(texts: Sequence[Text]) -> None:
