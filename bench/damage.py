@@ -30,13 +30,12 @@ from kobza.core.errors import KobzaError, MissingExtra
 from kobza.core.table import Table
 
 TEXT = "Реве та стогне Дніпр широкий, сердитий вітер завива.\r\n".encode() * 5 + b"\xff<s>\0"
-# a PSF font, so that the glyphs of `font` are damaged too
 FONT = struct.pack("<4s7I", b"\x72\xb5\x4a\x86", 0, 32, 0, 24, 9, 9, 8) + bytes(
     n * n * 7 >> 3 & 126 for n in range(24 * 9)
 )
 SEED = 20261127
 PICTURE = b"P5 24 24 255\n" + bytes((x * y + 7 * (x ^ y)) % 256 for y in range(24) for x in range(24))
-CONTENT = {"image": PICTURE}  # what a codec packs, where it is not TEXT
+CONTENT = {"font": FONT, "image": PICTURE}  # what a codec packs, where it is not TEXT
 
 
 class Bytes:
