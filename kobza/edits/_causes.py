@@ -19,7 +19,16 @@ from kobza.models.passes import checked
 NAMES = ("leak onto new rows", "copied tokens in unfamiliar splits", "spans with new tokens", "spoiled context")
 
 
-def causes(before: Model, after: Model, text: Any, *, window: int = 512, overlap: int = 0, limit: int = 0) -> Table:
+def causes(
+    before: Model,
+    after: Model,
+    text: Any,
+    *,
+    window: int = 512,
+    overlap: int = 0,
+    limit: int = 0,
+    bits: torch.Tensor | None = None,
+) -> Table:
     """Split the change in bits per byte between a model and its transplant.
 
     The text is cut into the shortest spans that both vocabularies end together. Leak is what probability on new rows
@@ -30,12 +39,15 @@ def causes(before: Model, after: Model, text: Any, *, window: int = 512, overlap
         before, after: the model and the transplant.
         text: what to measure on.
         window, overlap, limit: as `bits_per_byte`.
+        bits: of the original's tokens, where `token_bits` has been asked before (T,).
 
     Returns:
         A row per cause and one for the total: spans, bytes, change [bit/B]. The causes sum to the total.
     """
     old, new = take(before, text, limit=limit), take(after, text, limit=limit)
-    bits = _items(old, token_bits(before, old.ids, window=window, overlap=overlap))
+    if bits is None:
+        bits = token_bits(before, old.ids, window=window, overlap=overlap)
+    bits_before = _items(old, bits)
     fresh_ids = [id for id in range(after.vocabulary) if _is_new(before, after, id)]
     is_new = np.isin(np.array(new.ids), fresh_ids)
     surprise, leaks = _leaking(after, new.ids, fresh_ids, window, overlap)
@@ -45,7 +57,7 @@ def causes(before: Model, after: Model, text: Any, *, window: int = 512, overlap
     for begin, end in _spans(old, new):
         ours, theirs = (slice(*np.searchsorted(sample.ends, [begin, end], "right")) for sample in (new, old))
         leak = float(leaked[ours].sum())
-        change = float(bits_after[ours].sum() - bits[theirs].sum()) - leak
+        change = float(bits_after[ours].sum() - bits_before[theirs].sum()) - leak
         is_same = np.array_equal(new.ends[ours], old.ends[theirs])
         name = NAMES[2] if fresh[ours].any() else NAMES[3] if is_same else NAMES[1]
         found[NAMES[0]][2] += leak
@@ -54,7 +66,7 @@ def causes(before: Model, after: Model, text: Any, *, window: int = 512, overlap
     table: list[dict[str, Any]] = [
         {"cause": name, "spans": n, "bytes": b, "change": x / size} for name, (n, b, x) in found.items()
     ]
-    total = float(bits_after.sum() - bits.sum()) / size
+    total = float(bits_after.sum() - bits_before.sum()) / size
     table.append({"cause": "total", "spans": sum(r["spans"] for r in table), "bytes": size, "change": total})
     title = f"Change of bits per byte on {old.text.name}, by cause"
     return Table(table, units={"bytes": "B", "change": "bit/B"}, title=title)

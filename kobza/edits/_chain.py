@@ -1,6 +1,6 @@
 """The chain rule of a new token: how probable the original finds its later parts, once it has said the first.
 
-A token t that the old vocabulary spells s1 s2 .. sk is as probable as s1 times log P(s2 .. sk | s1). So the output row of
+A token t that the old vocabulary spells s1 s2 .. sk has log P(s1) + log P(s2 .. sk | s1). So the output row of
 s1, lowered by that constant, is a row for t: it says where t may begin and how rarely it is t that begins there.
 """
 

@@ -4,7 +4,7 @@ Ways to make a row: *fitted* (a linear map from the rows of a token's parts to i
 the tokens that the old vocabulary itself merged from parts); *chained* (at the input fitted; at the output the row of
 the first part, lowered by what the original says of the parts behind it, so that both ends differ), the mean of the parts, nearest neighbors in a space of
 similarity, the hybrid of parts and neighbors, and the controls mean and random. Nothing else than the model
-is needed; a sentence embedder can serve as the space of similarity. Optional second stage: both tables, and nothing
+is needed; a sentence embedder can serve as the space of similarity. Optional second stage: rows of tokens, and nothing
 else, learn to give what the original model gives (`steps`).
 
 Sources: mean of parts: Gee et al. (2022), arXiv:2206.02767; the hybrid with its constants: TokenAdapt, Sharma et al.
@@ -49,7 +49,8 @@ def apply(
     leak: Literal["none", "fit"] = "none",
     untied: bool = False,
     steps: int = 0,
-    rate: float = 0.0002,
+    rate: float = 0.006,
+    precision: Literal["bfloat16", "float32"] = "bfloat16",
     calibration: Sequence[str] = CALIBRATION,
     calibration_tokens: int = 2048,
     seed: int = 0,
@@ -72,8 +73,9 @@ def apply(
         leak: fit lowers the logits of all new rows by one constant, so that on the calibration texts they get as much
             probability as they should.
         untied: give a tied model two tables, which a second stage can use.
-        steps: updates of both tables in the second stage [count, 0 ..].
+        steps: updates of rows in the second stage, each on 512 tokens [count, 0 ..].
         rate: its learning rate [per step, 0 < ..].
+        precision: of the body in the second stage; bfloat16 is twice as fast where the processor has it.
         calibration: texts for `leak` and `steps`; not the text to be measured.
         calibration_tokens: tokens read for `leak` [count, 2 ..].
         seed: of random rows, of the fitted map's examples and of the second stage's order [0 ..].
@@ -118,6 +120,8 @@ def onto(model: Model, tokenizer: Tokenizer, *, seed: int = 0, **options: Any) -
         "lost_bytes": sum(found.lost.values()),
         "stored_bytes_before": model.stored_bytes,
     }
+    if "calibration" in options:
+        options["calibration"] = [getattr(spec, "name", spec) for spec in options["calibration"]]
     change = Change("transplant", dict(options), ends, "shape", facts, seed)
     moved = with_vocabulary(model, new, tables, found.same, change=change)
     texts = base.calibration_texts(chosen["calibration"]) if chosen["leak"] == "fit" or chosen["steps"] else []
@@ -130,8 +134,9 @@ def onto(model: Model, tokenizer: Tokenizer, *, seed: int = 0, **options: Any) -
         tables[end][found.composed] -= offset * direction
         moved = with_vocabulary(model, new, tables, found.same, change=change)
     if chosen["steps"]:
-        rate = chosen.get("rate", 0.0002)
-        tables, facts["losses"] = _distilling.distil(model, moved, found, texts, chosen["steps"], rate, seed)
+        how = {"rate": chosen.get("rate", 0.006), "dtype": getattr(torch, chosen.get("precision", "bfloat16"))}
+        tables, learned = _distilling.distil(model, moved, found, texts, steps=chosen["steps"], seed=seed, **how)
+        facts |= learned
         moved = with_vocabulary(model, new, tables, found.same, change=change)
     if texts:
         facts["calibration"] = base.calibration_facts(texts, chosen.get("calibration_tokens", 0))
@@ -153,6 +158,7 @@ class Maker:
     def __init__(self, model: Model, new: Tokenizer, found: Match, options: dict[str, Any], seed: int) -> None:
         self.model, self.new, self.found, self.options, self.seed = model, new, found, options, seed
         self.splits = [found.parts[id] for id in found.composed]
+        self._kept: tuple[Tensor, Tensor] | None = None  # a table and its fitted rows: both ends of a tie ask for them
 
     def table(self, end: str) -> Tensor:
         """Return the table of an end, (V', D) float32."""
@@ -188,6 +194,11 @@ class Maker:
         return share * fitted + (1 - share) * chained
 
     def _fitted(self, W: Tensor) -> Tensor:
+        if self._kept is None or not torch.equal(self._kept[0], W):
+            self._kept = W, self._fit(W)
+        return self._kept[1]
+
+    def _fit(self, W: Tensor) -> Tensor:
         known = _rows.examples(merges(self.model.tokenizer), self.seed)
         if len(known) < 2:
             return _rows.subtokens(W, self.splits)  # nothing to learn from: a vocabulary without merges

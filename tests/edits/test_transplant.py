@@ -8,8 +8,9 @@ import pytest
 import tokenizers
 import torch
 
-from kobza.core.errors import KobzaError
-from kobza.edits import _chain, _rows, transplant
+from kobza.core.errors import EmptyText, KobzaError
+from kobza.core.texts import text
+from kobza.edits import _chain, _distilling, _rows, transplant
 from kobza.measures import bits_per_byte
 from kobza.models import forward
 from kobza.models.tiny import PARAGRAPH
@@ -126,14 +127,49 @@ def test_the_causes_sum_to_the_total(tiny: Any, trained: Any) -> None:
     assert rows[0]["change"] > 0
 
 
-def test_the_second_stage_lowers_the_loss_and_moves_the_tables_only(tiny: Any, trained: Any) -> None:
-    options = {"method": "fitted", "steps": 8, "rate": 0.01, "calibration": ["topics[320000:324000]"], "untied": True}
-    moved = transplant.onto(tiny, trained, **options)
+@pytest.mark.parametrize("method", ["chained", "fitted"])
+def test_the_second_stage_lowers_the_loss_and_moves_only_rows_that_are_used_otherwise(
+    tiny: Any, trained: Any, method: str
+) -> None:
+    options = {"method": method, "steps": 8, "rate": 0.02, "calibration": ["topics[320000:324000]"]}
+    moved = transplant.onto(tiny, trained, precision="float32", **options)
     first, last = moved.changes[-1].facts["losses"]
     assert last < first
-    assert not moved.is_tied
+    assert moved.is_tied == (method == "fitted")
+    before = transplant.onto(tiny, trained, method=method)
+    changed = (moved.matrix("embed.in") != before.matrix("embed.in")).any(1)
+    assert int(changed.sum()) <= moved.changes[-1].facts["rows"] < moved.vocabulary
     for name in tiny.find("blocks.*"):
         assert torch.equal(moved.matrix(name), tiny.matrix(name))
+
+
+def test_a_text_that_both_cut_alike_teaches_nothing(tiny: Any) -> None:
+    with pytest.raises(EmptyText, match="differently"):
+        transplant.onto(tiny, permuted(tiny.tokenizer), steps=1, calibration=["topics[320000:322000]"])
+
+
+def test_what_the_original_says_is_told_in_new_tokens_and_sums_to_one(tiny: Any, trained: Any) -> None:
+    moved = transplant.onto(tiny, trained)
+    found = match(moved.tokenizer, tiny.tokenizer)
+    windows = _distilling.windows(moved.tokenizer, tiny.tokenizer, text("topics[320000:322000]"))[:2]
+    learner = _distilling.Learner(tiny, moved, found, found.composed, torch.float32)
+    places, said = learner._said(windows)
+    assert torch.allclose(said.sum(1), torch.ones(len(places)), atol=1e-4)
+    window = windows[0]
+    fed = torch.tensor([[tiny.tokenizer.start_id, *window.old[:-1]]])
+    probability = forward.logits(tiny, fed)[0, int(window.there[3])].softmax(-1)
+    old = found.same[found.copied[100]]
+    alike = [id for id, new in enumerate(learner.first.tolist()) if new == found.copied[100]]
+    assert old in alike
+    assert float(said[3, found.copied[100]]) == pytest.approx(float(probability[alike].sum()), rel=1e-4)
+
+
+def test_windows_meet_where_both_have_read_the_same_bytes(tiny: Any, trained: Any) -> None:
+    new, old = transplant.with_controls(trained, tiny.tokenizer), tiny.tokenizer
+    for window in _distilling.windows(new, old, text("topics[320000:322000]")):
+        for here, there in zip(window.here.tolist(), window.there.tolist(), strict=True):
+            assert new.decode(window.new[:here]) == old.decode(window.old[:there])
+        assert new.decode(window.new) == old.decode(window.old)
 
 
 def test_a_fitted_leak_gives_new_rows_the_probability_they_have_in_the_text(tiny: Any, trained: Any) -> None:
