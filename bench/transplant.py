@@ -10,14 +10,27 @@ from __future__ import annotations
 import argparse
 import gzip
 import html
+import json
 import re
 import time
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import kobza
+from kobza.core.errors import MissingExtra
+from kobza.core.texts import Text
 from kobza.edits import transplant
+from kobza.measures.base import take
+from kobza.models.forward import token_bits
+from kobza.tokens import supertokens
+from kobza.tokens.base import Tokenizer
+
+TEST = "Alfred Hitchcock"
+UNSEEN = (TEST, "Al Gore")  # methods were chosen on the second and are measured on the first
 
 MARKUP = (
     r"<!--.*?-->|<ref.*?</ref>|<math>.*?</math>|<table.*?</table>",
@@ -29,9 +42,15 @@ QUOTES = ((r"(?<=\w)'|'(?=\d0s)", "\u2019"), (r'(^|[\s(\u2014-])"', "\\1\u201c")
 SINGLE = ((r"(^|[\s(])'", "\\1\u2018"), (r"'", "\u2019"))
 
 
+@cache
+def dump(data: Path) -> str:
+    """Return enwik8[0:4e6]."""
+    return gzip.decompress((data / "text" / "enwik8-first4e6.gz").read_bytes()).decode()
+
+
 def article(data: Path, title: str) -> bytes:
-    """Return the prose of an article of enwik8[0:4e6]: paragraphs above 80 characters, without markup."""
-    whole = gzip.decompress((data / "text" / "enwik8-first4e6.gz").read_bytes()).decode()
+    """Return the prose of one of its articles: paragraphs above 80 characters, without markup."""
+    whole = dump(data)
     begin = whole.index(f"<title>{title}</title>")
     found = re.search(r"<text[^>]*>(.*)</text>", whole[begin : whole.find("</page>", begin)], re.DOTALL)
     assert found is not None
@@ -47,27 +66,129 @@ def article(data: Path, title: str) -> bytes:
     return text.encode() + b"\n"
 
 
+@dataclass(frozen=True)
+class Case:
+    """What stands in a line of the table: its name, the options, the vocabularies it is run on."""
+
+    name: str
+    options: dict[str, Any]
+    onto: tuple[str, ...] = ("r50k_base", "o200k_base", "supertokens")
+
+
+SMALL = ("r50k_base", "supertokens")  # neighbors of 159,002 rows among 49,152 are ten minutes of one core
+CASES = (
+    Case("random", {"method": "random"}),
+    Case("mean", {"method": "mean"}),
+    Case("subtokens", {"method": "subtokens"}),
+    Case("neighbors", {"method": "neighbors"}, SMALL),
+    Case("hybrid", {"method": "hybrid"}, SMALL),
+    Case("hybrid with MiniLM", {"method": "hybrid", "space": "minilm"}, SMALL),
+    Case("fitted", {"method": "fitted"}),
+    Case("chained (default)", {"method": "chained"}),
+    Case("chained, 12 updates", {"method": "chained", "steps": 12}, ("r50k_base",)),
+    Case("chained, 40 updates", {"method": "chained", "steps": 40}),
+)
+CAUSES = ("leak", "unfamiliar splits", "new tokens", "context")
+
+
+class Bench:
+    """Transplants of SmolLM2 measured one by one; what was measured is kept in a file of lines, and not again.
+
+    Args:
+        data: the folder of texts and vocabularies.
+        kept: file of results.
+    """
+
+    def __init__(self, data: Path, kept: Path) -> None:
+        self.data, self.kept = data, kept
+        self.model = kobza.open("smollm2")
+        shakespeare = (data / "text" / "tinyshakespeare.txt").read_bytes()
+        self.texts = {"article": article(data, TEST), "shakespeare": shakespeare}
+        self.known: dict[tuple[str, int], torch.Tensor] = {}
+
+    def done(self) -> list[dict[str, Any]]:
+        """Return what was measured so far."""
+        return [json.loads(line) for line in self.kept.read_text().splitlines()] if self.kept.exists() else []
+
+    @cached_property
+    def articles(self) -> list[Text]:
+        """Prose to learn from: the first 20 kB of the other articles above 4 kB, at most 96."""
+        found = [Text(title, article(self.data, title)[:20000]) for title in titles(self.data) if title not in UNSEEN]
+        return [text for text in found if len(text) > 4000][:96]
+
+    def vocabulary(self, name: str) -> Tokenizer:
+        """Open a vocabulary, or train the one of supertokens: 32,768 on the articles and the end of Shakespeare."""
+        if name != "supertokens":
+            return kobza.vocabulary(self.data / "tokenizers" / f"{name}.tiktoken")
+        path = self.kept.with_suffix(".supertokens.json")
+        if not path.exists():
+            corpus = [text.data for text in self.articles] + [self.texts["shakespeare"][200_000:]]
+            supertokens.train(corpus, size=32768).save_json(path)
+        return kobza.vocabulary(path)
+
+    def measure(self, name: str, case: Case, limit: int) -> None:
+        """Move the model, split the change by cause on both texts, append the line."""
+        options = dict(case.options)
+        vocabulary = self.vocabulary(name)
+        if options.get("steps"):
+            options["calibration"] = self.articles
+        began = time.process_time()
+        moved = transplant.onto(self.model, vocabulary, **options)
+        line: dict[str, Any] = {"onto": name, "method": case.name, "seconds": time.process_time() - began}
+        line |= {"limit": limit, "texts": {}, "facts": moved.changes[-1].facts}
+        for title, text in self.texts.items():
+            sample = text[:limit]
+            bits = self.before(title, sample)
+            rows = list(transplant.causes(self.model, moved, sample, bits=bits))
+            before = float(bits.double().sum()) / len(sample)
+            line["texts"][title] = {"before": before, "changes": [row["change"] for row in rows]}
+        with self.kept.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    def before(self, title: str, sample: bytes) -> torch.Tensor:
+        """Bits of the original's tokens."""
+        key = title, len(sample)
+        if key not in self.known:
+            ids = take(self.model, sample).ids
+            self.known[key] = token_bits(self.model, ids, window=512, overlap=0)
+        return self.known[key]
+
+
+def titles(data: Path) -> list[str]:
+    """Return the titles of the articles of enwik8[0:4e6]."""
+    whole = dump(data)
+    return re.findall(r"<title>([^<]*)</title>", whole[: whole.rindex("</page>")])
+
+
 def main() -> None:
-    """Print a line per vocabulary, method and text."""
+    """Measure what is lacking within the time given, or write the page."""
     words = argparse.ArgumentParser()
     words.add_argument("data", type=Path)
-    words.add_argument("--tokens", default="r50k_base,o200k_base")
-    words.add_argument("--methods", default="fitted,subtokens,hybrid")
-    words.add_argument("--limit", type=int, default=8000)
+    words.add_argument("--kept", type=Path, default=Path("transplant.jsonl"), help="results so far")
+    words.add_argument("--onto", default="r50k_base,supertokens,o200k_base")
+    words.add_argument("--limit", type=int, default=8000, help="bytes of each text")
+    words.add_argument("--seconds", type=float, default=0, help="begin nothing after so much CPU time; 0: no end")
+    words.add_argument("--docs", type=Path, help="write the page and the picture from the results, measure nothing")
     asked = words.parse_args()
     torch.set_num_threads(1)
-    model = kobza.open("smollm2")
-    shakespeare = (asked.data / "text" / "tinyshakespeare.txt").read_bytes()
-    texts = {"article": article(asked.data, "Alfred Hitchcock"), "shakespeare": shakespeare}
-    for name in asked.tokens.split(","):
-        vocabulary = kobza.vocabulary(asked.data / "tokenizers" / f"{name}.tiktoken")
-        for method in asked.methods.split(","):
-            began = time.process_time()
-            moved = transplant.onto(model, vocabulary, method=method)
-            print(f"{name} {method}: {time.process_time() - began:.1f} s of CPU", flush=True)
-            for title, text in texts.items():
-                rows = list(transplant.causes(model, moved, text[: asked.limit]))
-                print(f"  {title}", *(f"{row['cause']} {row['change']:+.4f}" for row in rows), sep="; ", flush=True)
+    if asked.docs:
+        write(asked.docs, [json.loads(line) for line in asked.kept.read_text().splitlines()])
+        return
+    bench = Bench(asked.data, asked.kept)
+    there = {(line["onto"], line["method"]) for line in bench.done()}
+    for name in asked.onto.split(","):
+        for case in CASES:
+            over = asked.seconds and time.process_time() > asked.seconds
+            if name in case.onto and (name, case.name) not in there and not over:
+                try:
+                    bench.measure(name, case, asked.limit)
+                except MissingExtra as error:
+                    print(f"{name} {case.name}: skipped, {error}", flush=True)
+
+
+def write(docs: Path, lines: list[dict[str, Any]]) -> None:
+    """Write docs/transplant-table.md's rows and the picture of causes."""
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class Learner:
 
     def loss(self, windows: Sequence[Window]) -> Tensor:
         """Return surprise plus cross entropy to the original, in nats a token."""
-        inner, outer = list(self.tables)[0], list(self.tables)[-1]
+        inner, outer = min(self.tables), max(self.tables)  # embed.in, embed.out, or embed for both
         ids = torch.tensor([window.new for window in windows])
         fed = torch.stack([fed_ids(row, self.moved.tokenizer.start_id) for row in ids])
         table = self.tables[inner].index_copy(0, self.ids, self.rows[inner])

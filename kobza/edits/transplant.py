@@ -1,11 +1,11 @@
 """Give a model another vocabulary: tokens of the same bytes keep their rows, the others get rows made from old ones.
 
 Ways to make a row: *fitted* (a linear map from the rows of a token's parts to its own, learned by ridge regression on
-the tokens that the old vocabulary itself merged from parts); *chained* (at the input fitted; at the output the row of
-the first part, lowered by what the original says of the parts behind it, so that both ends differ), the mean of the parts, nearest neighbors in a space of
-similarity, the hybrid of parts and neighbors, and the controls mean and random. Nothing else than the model
-is needed; a sentence embedder can serve as the space of similarity. Optional second stage: rows of tokens, and nothing
-else, learn to give what the original model gives (`steps`).
+the tokens that the old vocabulary itself merged from parts); *chained* (fitted at the input; at the output the row of
+the first part, lowered by what the original says of the parts behind it: both ends differ then); the mean of the parts,
+nearest neighbors in a space of similarity, the hybrid of parts and neighbors; the controls mean and random. Nothing
+else than the model is needed; a sentence embedder can serve as the space of similarity. Optional second stage: rows of
+tokens, and nothing else, learn to give what the original model gives (`steps`).
 
 Sources: mean of parts: Gee et al. (2022), arXiv:2206.02767; the hybrid with its constants: TokenAdapt, Sharma et al.
 (2025), arXiv:2505.09738; learning where both vocabularies agree, in another form: Goddard & Fernandes Neto (2025),

@@ -17,6 +17,7 @@ from kobza.models.tiny import PARAGRAPH
 from kobza.tokens import pairs
 from kobza.tokens.base import Tokenizer
 from kobza.tokens.mapping import match
+from kobza.tokens.ranks import bytes_vocabulary
 
 TEXT = PARAGRAPH.encode()
 METHODS = ("chained", "fitted", "hybrid", "neighbors", "subtokens", "mean", "random")
@@ -187,6 +188,34 @@ def test_a_saved_transplant_opens_in_transformers_with_equal_ids(tiny: Any, trai
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "moved")
     assert again.config.vocab_size == moved.vocabulary == len(moved.tokenizer)
     assert again.config.bos_token_id == moved.tokenizer.start_id
+
+
+@pytest.mark.real
+def test_bytes_that_smollm2_lacks_get_the_mean_row_and_are_counted(smollm2: Any) -> None:
+    moved = transplant.onto(smollm2, bytes_vocabulary())
+    lacking = smollm2.tokenizer.missing_bytes()
+    assert moved.changes[-1].facts["empty"] == moved.changes[-1].facts["lost_bytes"] == len(lacking) == 21
+    table = moved.matrix("embed")
+    assert torch.allclose(table[sorted(lacking)], smollm2.matrix("embed").mean(0).expand(21, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_that_is_no_number_becomes_the_mean(
+    tiny: Any, trained: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = transplant.Maker._rows
+    monkeypatch.setattr(
+        transplant.Maker, "_rows", lambda self, W: rows(self, W).index_fill(0, torch.tensor([0]), torch.nan)
+    )
+    moved = transplant.onto(tiny, trained, method=method)
+    id = match(moved.tokenizer, tiny.tokenizer).composed[0]
+    assert torch.allclose(moved.matrix("embed.in")[id], tiny.matrix("embed").mean(0), atol=1e-6)
+    assert torch.isfinite(forward.logits(moved, torch.tensor([[id, id]]))).all()
+
+
+def test_a_split_without_parts_is_the_mean_of_the_table() -> None:
+    table = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(_rows.subtokens(table, [[], [1, 2]])[0], table.mean(0))
 
 
 def test_a_vocabulary_that_does_not_exist_is_refused(tiny: Any) -> None:
