@@ -22,6 +22,7 @@ import torch
 
 import kobza
 from kobza.core.errors import MissingExtra
+from kobza.core.figure import COLORS
 from kobza.core.texts import Text
 from kobza.edits import transplant
 from kobza.measures.base import take
@@ -72,10 +73,11 @@ class Case:
 
     name: str
     options: dict[str, Any]
-    onto: tuple[str, ...] = ("r50k_base", "o200k_base", "supertokens")
+    onto: tuple[str, ...] = ("r50k_base", "supertokens", "o200k_base")
 
 
-SMALL = ("r50k_base", "supertokens")  # neighbors of 159,002 rows among 49,152 are ten minutes of one core
+ORDER = ("r50k_base", "supertokens", "o200k_base")
+SMALL = ORDER[:2]  # neighbors of 159,002 rows among 49,152 are ten minutes of one core
 CASES = (
     Case("random", {"method": "random"}),
     Case("mean", {"method": "mean"}),
@@ -88,7 +90,7 @@ CASES = (
     Case("chained, 12 updates", {"method": "chained", "steps": 12}, ("r50k_base",)),
     Case("chained, 40 updates", {"method": "chained", "steps": 40}),
 )
-CAUSES = ("leak", "unfamiliar splits", "new tokens", "context")
+CAUSES = ("leak onto new rows", "unfamiliar splits", "new tokens", "context")
 
 
 class Bench:
@@ -187,8 +189,73 @@ def main() -> None:
                     print(f"{name} {case.name}: skipped, {error}", flush=True)
 
 
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+MARK = "<!-- made by bench/transplant.py -->"
+HEAD = "| onto | method | CPU s | article | regained | by cause | Shakespeare | regained | by cause |"
+
+
 def write(docs: Path, lines: list[dict[str, Any]]) -> None:
-    """Write docs/transplant-table.md's rows and the picture of causes."""
+    """Put the table between the marks of docs/transplant.md, and draw the causes."""
+    page = docs / "transplant.md"
+    before, _, after = page.read_text().split(MARK)
+    page.write_text(f"{before}{MARK}\n{table(lines)}\n{MARK}{after}")
+    draw(docs / "pictures" / "transplant.svg", lines)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the table in Markdown; regained is the share of what sub-tokens lose."""
+    rows = [HEAD, "|" + "---|" * 9]
+    for name, group in groups(lines).items():
+        first = next(iter(group.values()))
+        before = [f"{first['texts'][title]['before']:.4f}" for title in first["texts"]]
+        rows.append(
+            f"| {name} ({first['facts']['composed']:,} new rows) | (before) | | {before[0]} | | | {before[1]} | | |"
+        )
+        for method, line in group.items():
+            cells = [cell for title in line["texts"] for cell in cells_of(line, group.get("subtokens"), title)]
+            rows.append(f"| | {method} | {line['seconds']:.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def cells_of(line: dict[str, Any], base: dict[str, Any] | None, title: str) -> list[str]:
+    """Bits per byte after, share regained, and the change by cause."""
+    *parts, change = line["texts"][title]["changes"]
+    regained = "" if base is None else f"{1 - change / base['texts'][title]['changes'][-1]:.0%}"
+    causes = " / ".join(f"{part:.3f}".replace("0.", ".", 1) for part in parts)
+    return [f"{line['texts'][title]['before'] + change:.4f}", regained, causes]
+
+
+def groups(lines: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Results by vocabulary and method, in the order of `CASES`."""
+    order = [case.name for case in CASES]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in sorted(lines, key=lambda line: (ORDER.index(line["onto"]), order.index(line["method"]))):
+        found.setdefault(line["onto"], {})[line["method"]] = line
+    return found
+
+
+def draw(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Draw the change by cause as bars, a panel per vocabulary and text; controls are off the scale and left out."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "transplant"
+    every = groups(lines)
+    figure, panels = plt.subplots(len(every), 2, figsize=(10, 2.6 * len(every)), squeeze=False, sharey="row")
+    for row, (name, group) in zip(panels, every.items(), strict=True):
+        methods = [method for method in group if method not in ("random", "mean")][::-1]
+        for panel, title in zip(row, ("article", "shakespeare"), strict=True):
+            at = [0.0] * len(methods)
+            for n, cause in enumerate(CAUSES):
+                sizes = [group[method]["texts"][title]["changes"][n] for method in methods]
+                panel.barh(methods, sizes, left=at, color=COLORS[n], label=cause, height=0.7)
+                at = [a + size for a, size in zip(at, sizes, strict=True)]
+            panel.set_title(f"{name}, {title}", fontsize=10)
+            panel.set_xlabel("change [bit/B]", fontsize=9)
+    panels[0][1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 if __name__ == "__main__":
