@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ class Learner:
         dtype: of the numbers in bodies and heads; rows and their steps are float32.
     """
 
-    def __init__(self, original: Model, moved: Model, found: Match, ids: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, original: Model, moved: Model, found: Match, ids: Iterable[int], dtype: torch.dtype) -> None:
         self.original, self.moved = original, moved
         self.ids, self.dtype = torch.tensor(sorted(ids)), dtype
         ends = ["embed"] if moved.is_tied else ["embed.in", "embed.out"]

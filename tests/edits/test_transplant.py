@@ -16,7 +16,7 @@ from kobza.models import forward
 from kobza.models.tiny import PARAGRAPH
 from kobza.tokens import pairs
 from kobza.tokens.base import Tokenizer
-from kobza.tokens.mapping import match
+from kobza.tokens.mapping import match, with_controls
 from kobza.tokens.ranks import bytes_vocabulary
 
 TEXT = PARAGRAPH.encode()
@@ -132,7 +132,7 @@ def test_the_causes_sum_to_the_total(tiny: Any, trained: Any) -> None:
 def test_the_second_stage_lowers_the_loss_and_moves_only_rows_that_are_used_otherwise(
     tiny: Any, trained: Any, method: str
 ) -> None:
-    options = {"method": method, "steps": 8, "rate": 0.02, "calibration": ["topics[320000:324000]"]}
+    options: Any = {"method": method, "steps": 8, "rate": 0.02, "calibration": ["topics[320000:324000]"]}
     moved = transplant.onto(tiny, trained, precision="float32", **options)
     first, last = moved.changes[-1].facts["losses"]
     assert last < first
@@ -166,7 +166,7 @@ def test_what_the_original_says_is_told_in_new_tokens_and_sums_to_one(tiny: Any,
 
 
 def test_windows_meet_where_both_have_read_the_same_bytes(tiny: Any, trained: Any) -> None:
-    new, old = transplant.with_controls(trained, tiny.tokenizer), tiny.tokenizer
+    new, old = with_controls(trained, tiny.tokenizer), tiny.tokenizer
     for window in _distilling.windows(new, old, text("topics[320000:322000]")):
         for here, there in zip(window.here.tolist(), window.there.tolist(), strict=True):
             assert new.decode(window.new[:here]) == old.decode(window.old[:there])
