@@ -4,6 +4,7 @@
     .venv/bin/python bench/shrinking.py --page             write the page from what is there
     .venv/bin/python bench/shrinking.py "gptq:bits=3"      these compositions only, added to the page
     .venv/bin/python bench/shrinking.py --cards            the recipe of every card of the room as well
+    .venv/bin/python bench/shrinking.py --untimed          without times per token, which are the dearer half
 
 Each composition is measured once and kept in a journal (about 40 minutes of one core for the whole list): killed, the
 same command goes on. Texts: 5,000 bytes (or BYTES of the environment) of prose and of code that no edit is calibrated
@@ -71,6 +72,9 @@ EDITS = (
     f"gptq:bits=3,{READ}",
     f"gptq:bits=3,shuffle=1,{READ}",
     f"gptq:bits=2,{READ}",
+    "rounding:where=blocks.1[0-3],bits=2,rule=search",
+    "gptq:where=blocks.1[0-3],bits=2,calibration_tokens=1024",
+    "gptq:where=blocks.1[0-3],bits=2,calibration_tokens=1024,shuffle=1",
     f"slicing:{READ}",
 )
 SKIPPED = ("transplant", "merging", "positions")  # they need a second model, or make nothing smaller
@@ -127,11 +131,12 @@ def collect(lines: list[str], measure: bool) -> dict[str, dict[str, Any]]:
     about = [model.fingerprint, [kobza.text(text).sha256 for text in TEXTS], versions()]
     kinds: dict[str, Any] = {"figures": figures, "timing": timing}
     with Journal(place / "shrinking.sqlite") as journal, tempfile.TemporaryDirectory() as folder:
-        for kind, do in kinds.items():  # all figures first: timings are the dearer half
+        for kind, do in kinds.items():  # all figures first
+            is_wanted = measure and (kind == "figures" or "--untimed" not in sys.argv)
             for line in lines:
                 key = sha256(plain([kind, line, *about]).encode())
                 entry = journal.entry(key)
-                if (entry is None or entry.outcome is None) and measure:
+                if (entry is None or entry.outcome is None) and is_wanted:
                     more = [Path(folder)] if kind == "timing" else []
                     journal.add({key: {"line": line}})
                     journal.finish(key, _tried(do, model, line, *more))
@@ -216,11 +221,12 @@ def picture(table: list[dict[str, Any]], x: str, label: str) -> Figure:
 
 def disagreement(table: list[dict[str, Any]]) -> Table:
     """Of all pairs of edits of the same matrices at about equal bytes the one where error and loss disagree most."""
-    fit = [row for row in table if row["relative error"] and "where=" not in row["line"]]
+    fit = [row for row in table if row["relative error"] is not None]
     pairs = [
         (a["prose"] - b["prose"], a, b)
         for a in fit for b in fit
         if abs(a["share"] - b["share"]) < 0.01 and a["relative error"] < b["relative error"] and a["prose"] > b["prose"]
+        and chain(a["line"])[0].options.get("where") == chain(b["line"])[0].options.get("where")
     ]  # fmt: skip
     if not pairs:
         return Table([], title="No pair disagrees")
