@@ -61,7 +61,8 @@ def shrink(
     """Find the best composition of edits within a budget, measure it on held-out text, write it with its recipe.
 
     Several budgets hold together. Every matrix gets the form that costs least; layers are dropped, and what --try
-    names is tried, where forms alone do not reach the budget. Killed, the same command goes on where it was.
+    names is tried, where forms alone do not reach the budget. Killed, the same command goes on where it was. How it
+    searches, and what a share is of: docs/shrinking.md.
 
     Examples:
 
