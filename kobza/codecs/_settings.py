@@ -20,7 +20,7 @@ BRIEF = {"model": 6, "vocabulary": 2, "environment": 3}  # bytes that name each 
 HEX = re.compile(r"([0-9a-f]{2}){6,}")
 VERSION = 2  # 2: the header may speak in brief
 RECORDS = ("auto", "brief", "full")
-FULL_FROM = 1 << 20  # bytes of content from which the 280 bytes of a full record are nothing
+FULL_FROM = 1 << 20  # bytes of content from which the 250 bytes more of a full record are nothing
 
 
 def decompress(

@@ -54,7 +54,7 @@ def compress(
         overlap: tokens of a full window that the next one sees again [tokens, 0 .. window - 1].
         block_log2: blocks of 2^block_log2 bytes, each beginning without context [log2 of bytes, 10 .. 24].
         record: how the file names model, tokenizer and arithmetic [auto, brief or full]; brief by the first bytes of
-            their digests, full in words, 280 bytes more; auto is brief for less than 1 MiB.
+            their digests, full in words, 250 bytes more; auto is brief for less than 1 MiB.
 
     Returns:
         The file; it names model, tokenizer and arithmetic.
