@@ -27,7 +27,7 @@ from kobza.training.parts import corpus
 
 is_full = len(sys.argv) > 2
 STEPS, SEEDS, CONTEXT, BATCH = (200, 2, 64, 8) if is_full else (2, 2, 16, 2)
-T = 2.02  # 97.5 % of Student's t at 40 degrees of freedom
+Z = 1.96  # 97.5 % of the normal distribution
 BASE = {"layers": 4, "width": 64, "heads": 4, "inner": 168, "tied": True}
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "base": {"base": {}},
@@ -122,6 +122,11 @@ def measured(group: str, name: str, seed: int) -> dict[str, object]:
     return row
 
 
+def student(n: int) -> float:
+    """Return the 97.5 % quantile of Student's t with n degrees of freedom (Abramowitz & Stegun 26.7.5)."""
+    return Z + (Z**3 + Z) / (4 * n) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * n * n)
+
+
 def table(rows: list[dict[str, object]]) -> Table:
     """Return means over seeds and differences from the base (of its own vocabulary), with intervals."""
     found: dict[tuple[str, str], list[dict[str, object]]] = {}
@@ -134,7 +139,7 @@ def table(rows: list[dict[str, object]]) -> Table:
     for (group, name), values in held.items():
         base = held.get(("table", "2,048 ids, trained") if group == "table" else ("base", "base"), values)
         change = statistics.mean(values) - statistics.mean(base)
-        wide = T * deviation * (1 / len(values) + 1 / len(base)) ** 0.5
+        wide = student(len(spreads)) * deviation * (1 / len(values) + 1 / len(base)) ** 0.5
         first = found[group, name][0]
         sure = "" if abs(change) <= wide else "worse" if change > 0 else "better"
         out.append({

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from kobza.core.errors import BadValue, OutOfRange, UnknownName
+from kobza.core.options import check
 from kobza.models.free_parts import STATES, Attention, Experts, Fft, Mlp, State, norm
 
 FAMILY = "kobza"
@@ -101,7 +102,8 @@ class FreeConfig(PreTrainedConfig):
 
     def __post_init__(self, **more: Any) -> None:
         super().__post_init__(**more)
-        form(**{name: getattr(self, name) for name in OPTIONS})
+        # a file may say anything: every option is held to its choices and bounds
+        form(**check(form, {name: getattr(self, name) for name in OPTIONS}, what="form"))
         H = self.num_attention_heads
         self.key_heads, self.value_heads = self.key_heads or H, self.value_heads or H
         if H % self.key_heads or H % self.value_heads or self.hidden_size % (2 * H):

@@ -205,6 +205,8 @@ def test_what_a_form_cannot_be_is_said() -> None:
         free.form(experts=2, active=3)
     with pytest.raises(OutOfRange, match="3 of keys"):
         module(key_heads=3)
+    with pytest.raises(BadValue, match="norm='nrm'"):
+        building.configuration({"model_type": free.FAMILY, "norm": "nrm"})
     with pytest.raises(BadValue, match="mask"):
         module()(input_ids=IDS, attention_mask=torch.zeros_like(IDS))
     with pytest.raises(NothingMatched, match="neuron"):
