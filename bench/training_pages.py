@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import kobza
 from kobza.core.figure import Figure
 from kobza.core.files import write_atomic
@@ -119,8 +121,10 @@ def _packed(part: corpus.Split, text: Path) -> Table:
     train, held = "\n".join(part.train).encode(), part.held
     packers: dict[str, Callable[[bytes], int]] = {
         "zlib -9": lambda d: len(zlib.compress(d, 9)), "bz2 -9": lambda d: len(bz2.compress(d, 9)),
-        "xz -9e": lambda d: len(lzma.compress(d, preset=9 | lzma.PRESET_EXTREME)), "zpaq -m5": _zpaq,
+        "xz -9e": lambda d: len(lzma.compress(d, preset=9 | lzma.PRESET_EXTREME)),
     }  # fmt: skip
+    if shutil.which("zpaq"):
+        packers["zpaq -m5"] = _zpaq
     rows = []
     whole = text.read_bytes()
     for name, pack in packers.items():
@@ -138,8 +142,6 @@ def _packed(part: corpus.Split, text: Path) -> Table:
 
 
 def _zpaq(data: bytes) -> int:
-    if shutil.which("zpaq") is None:
-        return 0
     with tempfile.TemporaryDirectory() as at:
         Path(at, "data").write_bytes(data)
         subprocess.run(["zpaq", "add", "a.zpaq", "data", "-m5", "-t1"], cwd=at, capture_output=True, check=True)
@@ -192,7 +194,7 @@ def arithmetic(folder: Path, _: Path) -> Found:
             "high": [max(c) for c in columns],
         })  # fmt: skip
     figure = Figure(
-        "lines", {"series": series, "vlines": [2.5]}, title="Exact sums by the length of the numbers",
+        "lines", {"series": series, "vlines": [{"x": 2.5}]}, title="Exact sums by the length of the numbers",
         caption="Trained on 1 and 2 digits (left of the line). Bands: lowest and highest of the seeds.",
         x="digits of each number", y="share of sums that are exact",
     )  # fmt: skip
@@ -274,6 +276,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--docs", type=Path)
     given = parser.parse_args()
+    torch.set_num_threads(1)
     for name in given.names or EXPERIMENTS:
         title, recipe, experiment = EXPERIMENTS[name]
         blocks, picture = experiment(given.folder, given.text)
