@@ -241,12 +241,11 @@ def disagreement(table: list[dict[str, Any]]) -> Table:
 def write(found: dict[str, dict[str, Any]]) -> None:
     """Write docs/shrinking.html and its pictures."""
     table = rows(found)
-    pictures = [
-        picture(table, "share", "share of the bytes at 16 bits a weight"),
-        picture(table, "time per token", "time per token, of the whole model's"),
-    ]
+    pictures = [picture(table, "share", "share of the bytes at 16 bits a weight")]
+    if any(row["time per token"] is not None for row in table):
+        pictures.append(picture(table, "time per token", "time per token, of the whole model's"))
     (DOCS / "pictures").mkdir(exist_ok=True)
-    for name, figure in zip(("shrinking-bytes", "shrinking-time"), pictures, strict=True):
+    for name, figure in zip(("shrinking-bytes", "shrinking-time"), pictures, strict=False):
         figure.save(DOCS / "pictures" / f"{name}.svg")
     whole = found[""]
     note = (
@@ -256,7 +255,8 @@ def write(found: dict[str, dict[str, Any]]) -> None:
         "q4_1. Edits that only change values keep all their bytes. Made by bench/shrinking.py."
     )
     shown = Table([{k: v for k, v in row.items() if k != "line"} for row in table], title="All compositions", note=note)
-    result = Result(tables=[shown, disagreement(table)], figures=pictures)
+    pair = disagreement(table)
+    result = Result(tables=[shown, pair] if len(list(pair)) else [shown], figures=pictures)
     write_atomic(DOCS / "shrinking.html", page("Ways of making a model smaller", [result]))
     print(f"wrote {DOCS / 'shrinking.html'}: {len(table)} compositions")
 

@@ -95,6 +95,8 @@ def _figures(found: Search, base: int) -> list[Figure]:
             series.append({"name": f"predicted, {shape[:40] or 'forms alone'}", "x": [b / base for b in x], "y": y})
     trials = sorted(found.trials, key=lambda t: t.bytes)
     measured = {"name": "measured", "x": [t.bytes / base for t in trials], "y": [t.lost for t in trials]}
-    caption = "Lines: what prices of matrices add up to. Points: whole compositions. Search texts, windows of 511."
+    caption = (
+        "Lines: what prices of matrices add up to. Points: whole compositions. Search texts, windows of 511 tokens."
+    )
     data = {"series": [*series[:6], measured]}
     return [Figure("lines", data, title="The frontier", caption=caption, x="bytes [share of base]", y="lost [bit/B]")]
