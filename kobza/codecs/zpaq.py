@@ -6,7 +6,7 @@ is his zpaq 7.15 (public domain and MIT), Debian's package of the same name.
 Why the program and not a binding: the one with wheels (`zpaq` 0.3.7, public domain) turns bytes into bytes and knows no
 files, versions, dates or keys; its wheels want glibc 2.34 and its sources a C++ compiler. The program has it all, but
 writes wherever an archive says, calls a cut archive empty and sound, and expands anything: so each archive is listed
-first, judged by the rules of `codecs.archive`, unpacked in a fresh folder under limits of memory and file size,
+first, judged by the rules of `codecs.archive`, unpacked in a fresh folder under limits of memory, file size and time,
 compared with its list, and only then moved to its place. What the format cannot tell stays untold: an archive that was
 cut exactly between two updates is its own earlier version.
 
