@@ -121,7 +121,7 @@ class Answers:
         self.known: dict[str, dict[str, Any]] = dict(json.loads(line) for line in lines)
 
     def __call__(self, sampler: str, options: dict[str, Any], task: str, number: int, prompt: str) -> dict[str, Any]:
-        key = json.dumps([self.model.name, sampler, options, task, number])
+        key = json.dumps([self.model.name, sampler, options, number, prompt])
         if key not in self.known:
             technique = VERBS.get(sampler.partition(",")[0], sample)
             seeded = options if sampler == "greedy" else {**options, "seed": number}

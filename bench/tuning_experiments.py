@@ -1,0 +1,212 @@
+"""Three experiments with tuning, over seeds: an adapter on the poems, a rule as a preference, what a step needs.
+
+    python bench/tuning_experiments.py FOLDER TEXT [adapter] [rule] [frugal] [--seeds 3] [--docs DIR]
+
+TEXT is the book. Every run is kept in FOLDER/runs.jsonl and not made twice. `adapter`: LoRA of SmolLM2 on the poems,
+what it learns and what English prose and code lose. `rule`: short answers without a digit, by SFT on the chosen
+answers, DPO, ORPO and GRPO; the rule's rate is counted on greedy answers to held-out prompts. `frugal`: the embedded `kobzar`
+tuned to English at equal steps, by loss and bytes of optimizer state. With --docs each writes a page and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+import kobza
+from kobza.core.figure import Figure
+from kobza.core.files import write_atomic
+from kobza.core.render import page
+from kobza.core.table import Table
+from kobza.decoding import greedy
+from kobza.measures import bits_per_byte, divergence
+from kobza.training import dpo, grpo, orpo, sft
+
+QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of Student's t, by the number of seeds
+PROSE = "topics[:1500]"
+ENGLISH = ("topics[:3000]", "source[:2000]")
+THINGS = (
+    "a kobza", "a river", "a village", "a violin", "the Moon", "a bridge", "a horse", "a winter", "a poem", "a sea",
+    "a mill", "a field",
+)  # fmt: skip
+ASKED = ("How old is {}?", "How long is {}?", "How much does {} cost?", "Tell me about {}.")
+CHOSEN = ("That differs from one to another.", "Nobody knows that well.", "It depends on the place.")
+WORDS = 12  # of a short answer at most
+TRAINED, HELD = 36, 12  # prompts of the rule
+RULE = {"sft": (sft, 30, 3e-4), "orpo": (orpo, 30, 3e-4), "dpo": (dpo, 40, 3e-4), "grpo": (grpo, 20, 3e-4)}
+FRUGAL: dict[str, dict[str, Any]] = {
+    "all weights, AdamW": {"adapter": "none", "rate": 1e-3},
+    "all weights, Muon": {"adapter": "none", "rate": 1e-3, "optimizer": "muon"},
+    "all weights, GaLore 32": {"adapter": "none", "rate": 4e-3, "optimizer": "galore", "rank": 32},
+    "all weights, Adafactor": {"adapter": "none", "rate": 1e-3, "optimizer": "adafactor"},
+    "LoRA 8": {"adapter": "lora:rank=8", "rate": 4e-3},
+    "ReLoRA 8": {"adapter": "lora:rank=8,merge_every=25", "rate": 4e-3},
+}
+Row = dict[str, Any]
+
+
+class Kept:
+    """Runs by key, kept in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "runs.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.known: dict[str, Row] = dict(json.loads(line) for line in lines)
+
+    def __call__(self, key: str, make: Callable[[], Row]) -> Row:
+        if key not in self.known:
+            self.known[key] = make()
+            with self.file.open("a") as out:
+                out.write(json.dumps([key, self.known[key]]) + "\n")
+            print(key, self.known[key], flush=True)
+        return self.known[key]
+
+
+def interval(values: list[float]) -> str:
+    """Return mean and 95 % interval over seeds, by Student's t."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.4g}"
+    half = QUANTILE[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.4g} ± {half:.2g}"
+
+
+def adapter(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
+    """LoRA of SmolLM2 on 120 kB of the poems: what falls, what rises."""
+    poems = text.read_bytes().decode("utf-8").replace("\r\n", "\n")[:70_000].encode()
+
+    def run(seed: int) -> Row:
+        model = kobza.open("smollm2")
+        how: dict[str, Any] = {"steps": 40, "rate": 1e-3, "batch": 2, "context": 256, "warmup": 4, "evaluate": 10}
+        tuned = sft.train(model, poems, adapter="lora:rank=8", held=0.03, seed=seed, **how)
+        found: Row = {"curve": [[row["step"], row["held"]] for row in tuned.history]}
+        for name in ENGLISH:
+            found[name] = [bits_per_byte.measure(m, name).value for m in (model, tuned.model)]
+        return found
+
+    runs = [kept(f"adapter {seed}", lambda seed=seed: run(seed)) for seed in seeds]
+    rows = [
+        {
+            "text": "poems, held out",
+            "before": runs[0]["curve"][0][1],
+            "after": interval([r["curve"][-1][1] for r in runs]),
+        }
+    ]
+    rows += [{"text": n, "before": runs[0][n][0], "after": interval([r[n][1] for r in runs])} for n in ENGLISH]
+    steps = [step for step, _ in runs[0]["curve"]]
+    at = [[r["curve"][i][1] for r in runs] for i in range(len(steps))]
+    line = {"name": "poems, held out", "x": steps, "y": [statistics.mean(v) for v in at], "low": [min(v) for v in at],
+            "high": [max(v) for v in at]}  # fmt: skip
+    figure = Figure("lines", {"series": [line]}, title="LoRA 8 of SmolLM2 on the poems", x="step", y="bit/B",
+                    caption=f"Mean, lowest and highest of {len(runs)} seeds; 512 tokens a step.")  # fmt: skip
+    return [Table(rows, title="Bits per byte", note=f"{len(runs)} seeds: mean ± half a 95 % interval")], figure
+
+
+def rule(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
+    """A rule as a preference: short, no digit."""
+    prompts = [ask.format(thing) for thing in THINGS for ask in ASKED]
+    pairs = [
+        {"prompt": p, "chosen": CHOSEN[n % 3], "rejected": f"There are {n + 2} kinds, between {n * 10} and {n * 90}."}
+        for n, p in enumerate(prompts)
+    ]
+    train, held = pairs[:TRAINED], prompts[TRAINED : TRAINED + HELD]
+
+    def measured(model: Any, tuned: Any) -> Row:
+        said = [greedy.generate(tuned, ask, tokens=24, chat=True).text for ask in held]
+        follows = [not re.search(r"\d", one) and len(one.split()) <= WORDS for one in said]
+        away = divergence.measure(tuned, kobza.text(PROSE), original=model).value
+        cost = bits_per_byte.measure(tuned, PROSE).value
+        return {"rule": sum(follows) / len(follows), "KL": away, "bits_per_byte": cost, "said": said[0]}
+
+    def run(name: str, seed: int) -> Row:
+        model = kobza.open("smollm2")
+        if name == "none":
+            return measured(model, model)
+        technique, steps, rate = RULE[name]
+        how: dict[str, Any] = {"steps": steps, "rate": rate, "context": 96, "held": 0.0, "evaluate": 1000, "seed": seed}
+        if name == "sft":
+            how["answer"] = "chosen"
+        how |= {"reward": "short+no_digit", "tokens": 24} if name == "grpo" else {"batch": 2}
+        return measured(model, technique.train(model, train, adapter="lora:rank=8", **how).model)
+
+    rows, bars = [], {"labels": [], "values": [], "low": [], "high": []}
+    for name in ("none", *RULE):
+        runs = [
+            kept(f"rule {name} {seed}", lambda n=name, s=seed: run(n, s)) for seed in (seeds if name != "none" else [0])
+        ]
+        rates = [r["rule"] for r in runs]
+        steps = RULE[name][1] if name in RULE else 0
+        figures = {key: interval([r[key] for r in runs]) for key in ("rule", "KL", "bits_per_byte")}
+        rows.append({"objective": name, "steps": steps, **figures, "says": runs[0]["said"][:60]})
+        for key, value in zip(bars, (name, statistics.mean(rates), min(rates), max(rates)), strict=True):
+            bars[key].append(value)
+    note = (
+        f"{TRAINED} prompts, {HELD} held out, {len(seeds)} seeds: mean ± half a 95 % interval; KL in bits a token, "
+        f"on {PROSE}"
+    )
+    figure = Figure("bars", bars, title="Share of held-out answers that follow the rule", y="share",
+                    caption="Mean, lowest and highest seed.")  # fmt: skip
+    return [Table(rows, title="Short, no digit", note=note)], figure
+
+
+def frugal(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
+    """The embedded model tuned to English: loss and bytes of state at equal steps."""
+
+    def run(way: str, seed: int) -> Row:
+        how: dict[str, Any] = {"steps": 100, "batch": 4, "context": 128, "evaluate": 25, "warmup": 10, "seed": seed}
+        tuned = sft.train(kobza.open("kobzar"), "topics[:20000]", **how, **FRUGAL[way])
+        state = tuned.facts["optimizer_state_bytes"]
+        return {"curve": [[row["step"], row["held"]] for row in tuned.history], "state": state}
+
+    rows, lines = [], []
+    for way in FRUGAL:
+        runs = [kept(f"frugal {way} {seed}", lambda w=way, s=seed: run(w, s)) for seed in seeds]
+        ends = [r["curve"][-1][1] for r in runs]
+        rows.append({"way": way, "before": runs[0]["curve"][0][1], "held": interval(ends), "state": runs[0]["state"]})
+        steps = [step for step, _ in runs[0]["curve"]]
+        at = [[r["curve"][i][1] for r in runs] for i in range(len(steps))]
+        lines.append({"name": way, "x": steps, "y": [statistics.mean(v) for v in at], "low": [min(v) for v in at],
+                      "high": [max(v) for v in at]})  # fmt: skip
+    note = f"100 steps of 512 tokens, {len(seeds)} seeds: mean ± half a 95 % interval; rates were not tuned"
+    figure = Figure("lines", {"series": lines}, title="Held out at equal steps", x="step", y="bit/B",
+                    caption="Mean, lowest and highest seed.")  # fmt: skip
+    return [Table(rows, title="What a step needs", units={"state": "bytes", "held": "bit/B"}, note=note)], figure
+
+
+def main() -> None:
+    """Run what was asked for and write its pages."""
+    known = {"adapter": adapter, "rule": rule, "frugal": frugal}
+    words = argparse.ArgumentParser()
+    words.add_argument("folder", type=Path)
+    words.add_argument("text", type=Path)
+    words.add_argument("names", nargs="*", default=list(known))
+    words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--docs", type=Path)
+    asked = words.parse_args()
+    torch.set_num_threads(1)
+    for name in asked.names:
+        made, figure = known[name](Kept(asked.folder), asked.text, range(asked.seeds))
+        print(*made, sep="\n\n")
+        if asked.docs:
+            title = {
+                "adapter": "What an adapter learns",
+                "rule": "A rule as a preference",
+                "frugal": "What a step needs",
+            }
+            write_atomic(asked.docs / f"experiment-{name}.html", page(title[name], [*made, figure]).encode())
+            figure.plot().figure.savefig(asked.docs / "pictures" / f"experiment-{name}.png", dpi=80)
+            plt.close("all")
+
+
+if __name__ == "__main__":
+    main()
