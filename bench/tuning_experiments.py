@@ -4,7 +4,7 @@
 
 TEXT is the book. Every run is kept in FOLDER/runs.jsonl and not made twice. `adapter`: LoRA of SmolLM2 on the poems,
 what it learns and what English prose and code lose. `rule`: short answers without a digit, by SFT on the chosen
-answers, DPO, ORPO and GRPO; the rule's rate is counted on greedy answers to held-out prompts. `frugal`: the embedded `kobzar`
+answers, DPO, ORPO and GRPO; its rate is counted on greedy answers to held-out prompts. `frugal`: the embedded `kobzar`
 tuned to English at equal steps, by loss and bytes of optimizer state. With --docs each writes a page and a picture.
 """
 
