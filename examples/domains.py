@@ -1,6 +1,6 @@
 """What to read: equal shares, DoReMi, Skill-it and learnable windows on three domains and on noise.
 
-    python examples/domains.py [STEPS [SEEDS]]
+    python examples/domains.py [VOCABULARY [STEPS [SEEDS]]]    (LOG.md: bytes 300 2)
 
 A Llama-type model of two layers over bytes; prose and code of Python's documentation and sources, a Ukrainian text, and
 as much random noise. Held-out bits per byte of each domain behind equal steps of the last model, means over seeds.
@@ -16,8 +16,9 @@ from kobza.core.table import Table
 from kobza.training import mixture
 
 torch.set_num_threads(1)
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-seeds = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+vocabulary = kobza.vocabulary(sys.argv[1] if len(sys.argv) > 1 else "bytes")
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+seeds = int(sys.argv[3]) if len(sys.argv) > 3 else 1
 draw = random.Random(0)
 domains: dict[str, bytes] = {name: kobza.text(f"{name}[:60000]").data for name in ("topics", "source", "ukrainian")}
 domains = {name: data.decode("utf-8", "ignore").encode() for name, data in domains.items()}
@@ -25,9 +26,7 @@ domains["noise"] = "".join(chr(draw.randrange(33, 127)) for _ in range(60000)).e
 rows = []
 for by in ("uniform", "doremi", "skillit", "learnable"):
     for seed in range(seeds):
-        run = mixture.train(
-            kobza.vocabulary("bytes"), domains, by=by, size=2, width=64, heads=4, context=64, steps=steps, seed=seed
-        )
+        run = mixture.train(vocabulary, domains, by=by, size=2, width=64, heads=4, context=64, steps=steps, seed=seed)
         last = list(run.history)[-1]
         held = {name: last[f"held {name}"] for name in domains}
         shares = {f"share {name}": last[f"weight {name}"] for name in domains}

@@ -1,6 +1,6 @@
 """Entropy sampling, as published and repaired, against temperature and min-p, on answers that can be checked.
 
-    python examples/entropy_sampling.py [--model smollm2] [--tune 30] [--items 120] [--kept answers.jsonl] [--page FILE]
+    python examples/entropy_sampling.py smollm2 --tune 30 --items 120 --kept answers.jsonl [--page FILE]
 
 Two tasks behind four solved examples: numbers in words (`317 = three hundred and seventeen`) and dates in words
 (`1986-10-03 is 3 October 1986`). Every sampler gets six settings, judged on the same tuning items with the same seeds;
@@ -114,10 +114,10 @@ def items(count: int) -> dict[str, list[tuple[str, str]]]:
 class Answers:
     """Answers of samplers, kept in a file."""
 
-    def __init__(self, model: Any, kept: Path) -> None:
+    def __init__(self, model: Any, kept: Path | None) -> None:
         self.model = model
         self.kept = kept
-        lines = kept.read_text().splitlines() if kept.exists() else []
+        lines = kept.read_text().splitlines() if kept and kept.exists() else []
         self.known: dict[str, dict[str, Any]] = dict(json.loads(line) for line in lines)
 
     def __call__(self, sampler: str, options: dict[str, Any], task: str, number: int, prompt: str) -> dict[str, Any]:
@@ -129,18 +129,19 @@ class Answers:
             text = said.text
             corners = Counter(event.said for event in said.events if isinstance(event, Note))
             self.known[key] = {"text": text.strip(), "confidence": math.exp(sum(said.logprobs)), "corners": corners}
-            with self.kept.open("a") as out:
-                out.write(json.dumps([key, self.known[key]]) + "\n")
+            if self.kept:
+                with self.kept.open("a") as out:
+                    out.write(json.dumps([key, self.known[key]]) + "\n")
         return self.known[key]
 
 
 def main() -> None:
     """Tune, test, print and, if asked, write the page."""
     words = argparse.ArgumentParser()
-    words.add_argument("--model", default="smollm2")
-    words.add_argument("--tune", type=int, default=30, help="tuning items per task")
-    words.add_argument("--items", type=int, default=120, help="test items per task")
-    words.add_argument("--kept", type=Path, default=Path("entropy_sampling.jsonl"))
+    words.add_argument("model", nargs="?", default="smollm2")
+    words.add_argument("--tune", type=int, default=1, help="tuning items per task")
+    words.add_argument("--items", type=int, default=2, help="test items per task")
+    words.add_argument("--kept", type=Path, help="file in which answers are kept")
     words.add_argument("--page", type=Path)
     asked = words.parse_args()
     torch.set_num_threads(1)
