@@ -146,15 +146,13 @@ def _named(module: Any, keys: list[str], table: Any, prefix: str) -> dict[str, s
 
 
 def _dequantized(header: Header) -> Iterator[tuple[TensorInfo, np.ndarray]]:
-    with open(header.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        whole = np.frombuffer(data, np.uint8)
-        try:
-            with task("dequantizing", total=len(header.tensors)) as progress:
-                for info in header.tensors.values():
-                    yield info, _values(whole, info)
-                    progress.step(note=info.name)
-        finally:
-            del whole  # the map cannot be closed while an array looks at it
+    with open(header.path, "rb") as file:
+        # the map goes with the last array that looks at it: closing it by force hides what interrupted the reading
+        whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    with task("dequantizing", total=len(header.tensors)) as progress:
+        for info in header.tensors.values():
+            yield info, _values(whole, info)
+            progress.step(note=info.name)
 
 
 def _values(whole: np.ndarray, info: TensorInfo) -> np.ndarray:
