@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from kobza.models.extending import ExtendedStepper
 from kobza.models.paging import PagedStepper, paged_bytes
 
 Rows = list[dict[str, Any]]
+Cell = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what is measured, and how
 RULES = ("recent", "sinks", "random", "heavy", "pivotal")
 BUDGETS = (64, 128, 256, 512, 1024)
 NEEDLE = " The secret number is {}. Remember it."
@@ -58,20 +59,22 @@ def kept_bits(model: Any, ids: list[int], begin: int, rule: str, budget: int, bl
     return bits(run, ids, begin, block, evictor.make_room, evictor.heard)
 
 
-def cache(model: Any, text: str) -> Rows:
-    """Bits per byte against what the cache may hold, and whether a number hidden early is still known."""
+def cache(model: Any, text: str) -> Iterator[Cell]:
+    """Bits per byte against what the cache may hold."""
     ids = text_ids(model, text, 2048)
     begin = 1024
     size = len(model.tokenizer.decode(ids[begin + 1 :]))
     rows: Rows = [{"rule": "full", "budget": 2048, "block": 16}]
-    rows += [{"rule": rule, "budget": 256, "block": 1} for rule in ("recent", "sinks")]
     rows += [
         {"rule": rule, "budget": budget, "block": 8 if budget < 256 else 16} for budget in BUDGETS for rule in RULES
     ]
+    rows += [{"rule": rule, "budget": 256, "block": 1} for rule in ("recent", "sinks")]
     for row in rows:
-        row["bits_per_byte"] = kept_bits(model, ids, begin, row["rule"], row["budget"], row["block"]) / size
-        yield_row(row)
-    return rows
+
+        def measure(rule: str = row["rule"], budget: int = row["budget"], block: int = row["block"]) -> dict[str, Any]:
+            return {"bits_per_byte": kept_bits(model, ids, begin, rule, budget, block) / size}
+
+        yield row, measure
 
 
 def yield_row(row: dict[str, Any]) -> None:
@@ -79,20 +82,19 @@ def yield_row(row: dict[str, Any]) -> None:
     print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
 
 
-def needle(model: Any, text: str) -> Rows:
+def needle(model: Any, text: str) -> Iterator[Cell]:
     """Bits of a number of five digits that stood 600 tokens before, with 256 positions kept."""
     words = kobza.text(text).string
-    rows: Rows = []
-    for rule in ("full", *RULES):
-        total = 0.0
-        for number, at in ((48213, 100), (90657, 1200), (31784, 2400)):
-            prompt = words[:at] + NEEDLE.format(number) + words[at : at + 2400] + " The secret number is"
-            head = [model.tokenizer.start_id, *model.tokenizer.encode(prompt)]
-            ids = head + model.tokenizer.encode(f" {number}")
-            total += kept_bits(model, ids, len(head) - 1, rule, 256, 8) / 3
-        rows.append({"rule": rule, "bits": total})
-        yield_row(rows[-1])
-    return rows
+    for number, at in ((48213, 100), (90657, 1200), (31784, 2400)):
+        prompt = words[:at] + NEEDLE.format(number) + words[at : at + 2400] + " The secret number is"
+        head = [model.tokenizer.start_id, *model.tokenizer.encode(prompt)]
+        ids = head + model.tokenizer.encode(f" {number}")
+        for rule in ("full", *RULES):
+
+            def measure(rule: str = rule, ids: list[int] = ids, begin: int = len(head) - 1) -> dict[str, Any]:
+                return {"bits": kept_bits(model, ids, begin, rule, 256, 8)}
+
+            yield {"rule": rule, "number": number}, measure
 
 
 def packed(model: Any, text: str, count: int = 512) -> Rows:
@@ -136,19 +138,19 @@ def pages(model: Any, text: str) -> Rows:
     return rows
 
 
-def nearest(model: Any, text: str, count: int = 1024) -> Rows:
+def nearest(model: Any, text: str, count: int = 1024) -> Iterator[Cell]:
     """Bits per byte where every head reads only its nearest keys; time of the loops beside it."""
     ids = text_ids(model, text, count)
     begin = count // 2
     size = len(model.tokenizer.decode(ids[begin + 1 :]))
-    rows: Rows = []
     for wanted in (0, 1, 4, 16, 64, 256, count):
-        start = time.process_time()
-        found = bits(BareStepper(model, nearest=wanted), ids, begin, 8, nothing, nothing) / size
-        row = {"nearest": wanted or "all", "bits_per_byte": found, "seconds": time.process_time() - start}
-        rows.append(row)
-        yield_row(row)
-    return rows
+
+        def measure(wanted: int = wanted) -> dict[str, Any]:
+            start = time.process_time()
+            found = bits(BareStepper(model, nearest=wanted), ids, begin, 16, nothing, nothing) / size
+            return {"bits_per_byte": found, "seconds": time.process_time() - start}
+
+        yield {"nearest": wanted}, measure
 
 
 def stretched(model: Any, text: str, windows: int = 24) -> Rows:

@@ -1,12 +1,14 @@
 """Decoding: speed of the backends, what speculation saves, what smaller caches and longer texts cost; docs/decoding.md.
 
     python bench/decoding.py [PART ...] [--text FILE] [--exits FOLDER] [--heads FILE] [--keep FOLDER]
+                             [--seconds N]
 
 Parts: speed, prompt, speculation, exact, exits, schema, cache, needle, packed, pages, nearest, positions, latent,
 decided, and page, which writes docs/decoding.md and its pictures from what the others kept in FOLDER. FILE of --text is
 an English text (tinyshakespeare in the page; default: topics), of --kobzar the text of the embedded model of that name,
 FOLDER of --exits what examples/exit_loss.py made, FILE of --heads what examples/draft_heads.py made; without them their
-rows are left out. CPU seconds of one thread, ratios within one run.
+rows are left out. With --seconds a call stops there; the next goes on where the rows kept in FOLDER end. CPU seconds of
+one thread, ratios within one run.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,30 +174,41 @@ def _models(model: Any, given: Any) -> list[tuple[Any, bool]]:
     return [(model, False)] + ([(kobza.open(given.exits), True)] if given.exits else [])
 
 
-def speculation(model: Any, given: Any) -> small.Rows:
+def speculation(model: Any, given: Any) -> Iterator[small.Cell]:
     """Passes, tokens a pass, and CPU time against greedy in the same run."""
-    rows: small.Rows = []
     for one, is_small in _models(model, given):
         for kind, texts in SMALL.items() if is_small else (("copy", COPY), ("free", FREE)):
-            plain = [_run("greedy", one, text, {}) for text in texts]
+            plain: list[Any] = []  # greedy, run once a call
             for name, (way, options) in _kinds(given, is_small).items():
-                with contextlib.suppress(kobza.KobzaError):
-                    found = [_run(way, one, text, options) for text in texts]
-                    again = [_run("greedy", one, text, {})[0] for text in texts]
-                    seconds = sum(min(a, b) for (a, _), b in zip(plain, again, strict=True))
-                    passes = sum(said.passes for _, said in found)
-                    made = sum(len(said.ids) for _, said in found)
-                    proposed = sum(len(draft.ids) for _, said in found for draft in said.drafts)
-                    accepted = sum(draft.accepted for _, said in found for draft in said.drafts)
-                    row = {
-                        "model": one.name, "prompt": kind, "way": name, "passes": passes, "tokens": made,
-                        "a_pass": made / passes, "acceptance": accepted / proposed if proposed else None,
-                        "ratio": seconds / sum(each for each, _ in found),
-                        "equal": all(a.ids == b.ids for (_, a), (_, b) in zip(found, plain, strict=True)),
-                    }  # fmt: skip
-                    rows.append(row)
-                    small.yield_row(row)
-    return rows
+                key = {"model": one.name, "prompt": kind, "way": name}
+
+                def measure(
+                    one: Any = one,
+                    texts: list[str] = texts,
+                    plain: list[Any] = plain,
+                    way: str = way,
+                    options: Any = options,
+                ) -> dict[str, Any]:
+                    plain[:] = plain or [_run("greedy", one, text, {}) for text in texts]
+                    return _compared(one, texts, plain, way, options)
+
+                yield key, measure
+
+
+def _compared(model: Any, texts: list[str], plain: list[Any], way: str, options: Any) -> dict[str, Any]:
+    """Return the row of one way, beside greedy before and after it."""
+    found = [_run(way, model, text, options) for text in texts]
+    again = [_run("greedy", model, text, {})[0] for text in texts]
+    seconds = sum(min(a, b) for (a, _), b in zip(plain, again, strict=True))
+    passes = sum(said.passes for _, said in found)
+    made = sum(len(said.ids) for _, said in found)
+    proposed = sum(len(draft.ids) for _, said in found for draft in said.drafts)
+    accepted = sum(draft.accepted for _, said in found for draft in said.drafts)
+    return {
+        "passes": passes, "tokens": made, "a_pass": made / passes,
+        "acceptance": accepted / proposed if proposed else None, "ratio": seconds / sum(each for each, _ in found),
+        "equal": all(a.ids == b.ids for (_, a), (_, b) in zip(found, plain, strict=True)),
+    }  # fmt: skip
 
 
 def _run(name: str, model: Any, text: str, options: dict[str, Any]) -> tuple[float, Any]:
@@ -211,24 +224,30 @@ def _run(name: str, model: Any, text: str, options: dict[str, Any]) -> tuple[flo
     return best, said
 
 
-def exact(model: Any, given: Any) -> small.Rows:
+def exact(model: Any, given: Any) -> Iterator[small.Cell]:
     """In how many of eight texts every kind of speculation says what greedy decoding says, by type and backend."""
     begins = ["The kobza is", "def main():", "1, 2, 3,", "Dear Sir,", "In 1914", "Water is", *FREE]
-    rows: small.Rows = []
-    for dtype in ("float32", "bfloat16"):
-        one = model if dtype == "float32" else kobza.open("smollm2", dtype=dtype)
-        for backend in ("bare", "transformers") if dtype == "bfloat16" else ("bare",):
-            with using(backend):
-                right = [techniques.verb("decoding", "greedy")(one, text, tokens=40).ids for text in begins]
-                for name, (way, options) in _kinds(given, False).items():
-                    if "llama" in name or (backend == "transformers" and way == "early_exit"):
-                        continue
-                    forced = options | ({"price": 0.0} if way in ("lookup", "tree", "ngram") else {})
-                    found = [techniques.verb("decoding", way)(one, text, tokens=40, **forced).ids for text in begins]
-                    same = sum(a == b for a, b in zip(found, right, strict=True))
-                    rows.append({"dtype": dtype, "backend": backend, "way": name, "equal": same, "of": len(begins)})
-                    small.yield_row(rows[-1])
-    return rows
+    for dtype, backend in (("float32", "bare"), ("bfloat16", "bare"), ("bfloat16", "transformers")):
+        right: list[list[int]] = []
+        for name, (way, options) in _kinds(given, False).items():
+            if "llama" in name or (backend == "transformers" and way == "early_exit"):
+                continue
+            forced = options | ({"price": 0.0} if way in ("lookup", "tree", "ngram") else {})
+
+            def measure(
+                dtype: str = dtype, backend: str = backend, right: Any = right, way: str = way, forced: Any = forced
+            ) -> dict[str, Any]:
+                one = model if dtype == "float32" else kobza.open("smollm2", dtype=dtype)
+
+                def said(way: str, more: Any) -> list[list[int]]:
+                    return [techniques.verb("decoding", way)(one, text, tokens=32, **more).ids for text in begins]
+
+                with using(backend):
+                    right[:] = right or said("greedy", {})
+                    same = sum(a == b for a, b in zip(said(way, forced), right, strict=True))
+                return {"equal": same, "of": len(begins)}
+
+            yield {"dtype": dtype, "backend": backend, "way": name}, measure
 
 
 def exits(model: Any, given: Any) -> small.Rows:
@@ -296,7 +315,7 @@ def positions(model: Any, given: Any) -> small.Rows:
     return rows
 
 
-PARTS: dict[str, Callable[[Any, Any], small.Rows]] = {
+PARTS: dict[str, Callable[[Any, Any], small.Rows | Iterator[small.Cell]]] = {
     "speed": speed, "prompt": prompt, "speculation": speculation, "exact": exact, "exits": exits, "schema": schema,
     "cache": lambda model, given: small.cache(model, given.text),
     "needle": lambda model, given: small.needle(model, "topics"),
@@ -315,6 +334,7 @@ def main() -> None:
     reader.add_argument("parts", nargs="*", choices=[*PARTS, "page", []])
     for name, default in (("text", "topics"), ("kobzar", ""), ("exits", ""), ("heads", ""), ("keep", "")):
         reader.add_argument(f"--{name}", default=default)
+    reader.add_argument("--seconds", type=float, default=float("inf"), help="CPU seconds after which it stops")
     given = reader.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -324,10 +344,33 @@ def main() -> None:
             page.write(Path(given.keep), Path(__file__).resolve().parents[1] / "docs")
             continue
         print(f"--- {name}", flush=True)
-        rows = PARTS[name](model, given)
+        found = PARTS[name](model, given)
+        if not isinstance(found, list):
+            found = measured(found, Path(given.keep, f"{name}.json") if given.keep else None, given.seconds)
         if given.keep:
-            Path(given.keep).mkdir(parents=True, exist_ok=True)
-            Path(given.keep, f"{name}.json").write_text(json.dumps(rows))
+            _save(Path(given.keep, f"{name}.json"), found)
+
+
+def measured(cells: Iterator[small.Cell], kept: Path | None, seconds: float) -> small.Rows:
+    """Measure cell by cell, going on from what was kept, until so many CPU seconds are spent."""
+    rows: small.Rows = json.loads(kept.read_text()) if kept and kept.exists() else []
+    for key, measure in cells:
+        if any(key.items() <= row.items() for row in rows):
+            continue
+        if time.process_time() > seconds:
+            print("to be continued: call it again")
+            break
+        with contextlib.suppress(kobza.KobzaError):  # an extra that is not installed
+            rows.append(key | measure())
+            small.yield_row(rows[-1])
+            if kept:
+                _save(kept, rows)
+    return rows
+
+
+def _save(path: Path, rows: small.Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
