@@ -23,7 +23,10 @@ SAY = ("say", "tiny:llama?context=64", "--plain", "-n")
         ((*SAY, "5", "--backend", "pagd", "x"), 2, "Nearest: 'paged'"),
     ],
 )
-def test_it_is_refused_with_the_reason(kobza: Callable[..., Any], words: tuple[str, ...], code: int, said: str) -> None:
+def test_it_is_refused_with_the_reason(
+    kobza: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, said: str
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "inductor")  # torch sets it when it is first imported whole
     found = kobza(*words)
     assert (found.code, found.out) == (code, "")
     assert said in " ".join(found.err.split()) and "Traceback" not in found.err
