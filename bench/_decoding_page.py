@@ -105,27 +105,29 @@ def _schema(rows: Rows, _: Path) -> str:
 
 
 def _cache(rows: Rows, pictures: Path) -> str:
-    whole = rows[0]["bits_per_byte"]
-    chunks = [row for row in rows[1:] if row["block"] > 1]
-    rules = list(dict.fromkeys(row["rule"] for row in chunks))
-    budgets = list(dict.fromkeys(row["budget"] for row in chunks))
+    chunks = [row for row in rows if row["block"] > 1 and row["rule"] != "full"]
+    rules, budgets = (sorted({row[key] for row in chunks}) for key in ("rule", "budget"))
     found = {(row["rule"], row["budget"]): row["bits_per_byte"] for row in chunks}
-    single = {row["rule"]: row["bits_per_byte"] for row in rows if row["block"] == 1}
-    series = {rule: (budgets, [found[rule, budget] for budget in budgets]) for rule in rules}
-    series["full"] = (budgets, [whole] * len(budgets))
+    told = [f"{row['rule']}: {row['bits_per_byte']:.3f}" for row in rows if row["block"] == 1 or row["rule"] == "full"]
+    series = {}
+    for rule in rules:
+        there = [budget for budget in budgets if (rule, budget) in found]
+        series[rule] = (there, [found[rule, budget] for budget in there])
     picture = lines(pictures / "decoding-cache.svg", "What a small cache costs", "positions kept", "bit/B", series)
-    cells = [(rule, *(found[rule, budget] for budget in budgets)) for rule in rules]
-    told = ", ".join(f"{rule} {value:.3f}" for rule, value in single.items())
+    cells = [(rule, *(found.get((rule, budget)) for budget in budgets)) for rule in rules]
     return (
-        f"## A cache of fewer positions\n\nTokens 1,024 to 2,047 of a text; the full cache: {whole:.3f} bit/B. Tokens "
-        f"are read eight (budgets below 256) or sixteen at a time, and never more than the budget is stored. One by "
-        f"one, budget 256: {told}.\n\n" + table(("rule", *map(str, budgets)), cells) + f"\n\n{picture}"
-    )
+        "## A cache of fewer positions\n\nBit/B of tokens 1,024 to 2,047 of a text. Tokens are read eight (budgets below "
+        "256) or sixteen at a time, and never more than the budget is stored. The whole cache, and one by one with a "
+        f"budget of 256: {', '.join(told) or 'not taken'}.\n\n"
+        + table(("rule", *map(str, budgets)), cells) + f"\n\n{picture}"
+    )  # fmt: skip
 
 
 def _needle(rows: Rows, _: Path) -> str:
-    cells = [(row["rule"], row["bits"]) for row in rows]
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    own = {rule: [row["bits"] for row in rows if row["rule"] == rule] for rule in rules}
     head = "Bits of a number of five digits read about 600 tokens before (mean of three), 256 positions kept."
+    cells = [(rule, sum(found) / len(found)) for rule, found in own.items()]
     return f"### What bits per byte do not show\n\n{head}\n\n" + table(("rule", "bits of the number"), cells)
 
 
@@ -152,7 +154,7 @@ def _pages(rows: Rows, _: Path) -> str:
 
 
 def _nearest(rows: Rows, _: Path) -> str:
-    cells = [(str(row["nearest"]), row["bits_per_byte"], row["seconds"] / rows[0]["seconds"]) for row in rows]
+    cells = [(str(row["nearest"] or "all"), row["bits_per_byte"], row["seconds"] / rows[0]["seconds"]) for row in rows]
     return "## Only the nearest keys\n\n" + table(("keys that a head reads", "bit/B", "time"), cells)
 
 
