@@ -116,8 +116,8 @@ def _cache(rows: Rows, pictures: Path) -> str:
     picture = lines(pictures / "decoding-cache.svg", "What a small cache costs", "positions kept", "bit/B", series)
     cells = [(rule, *(found.get((rule, budget)) for budget in budgets)) for rule in rules]
     return (
-        "## A cache of fewer positions\n\nBit/B of tokens 1,024 to 2,047 of a text. Tokens are read eight (budgets below "
-        "256) or sixteen at a time, and never more than the budget is stored. The whole cache, and one by one with a "
+        "## A cache of fewer positions\n\nBit/B of tokens 1,024 to 2,047 of a text. Tokens are read eight (budgets "
+        "below 256) or sixteen at a time, never more than the budget is stored. The whole cache, and one by one with a "
         f"budget of 256: {', '.join(told) or 'not taken'}.\n\n"
         + table(("rule", *map(str, budgets)), cells) + f"\n\n{picture}"
     )  # fmt: skip
