@@ -1,6 +1,7 @@
 """What cannot be decoded ends in one clear error with both values, and the exit code of its kind."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +25,14 @@ SAY = ("say", "tiny:llama?context=64", "--plain", "-n")
     ],
 )
 def test_it_is_refused_with_the_reason(
-    kobza: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, said: str
+    kobza: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    code: int,
+    said: str,
 ) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "inductor")  # torch sets it when it is first imported whole
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # torch makes a relative one absolute
     found = kobza(*words)
     assert (found.code, found.out) == (code, "")
     assert said in " ".join(found.err.split()) and "Traceback" not in found.err
