@@ -42,7 +42,9 @@ model = run.model
 for prompt in PROMPTS:
     begun = model.tokenizer.encode(prompt or "\n")
     room = (model.context or 32) - len(begun) - 1  # a start token
-    how = {"tokens": max(1, room), "temperature": 0.8, "top_p": 0.95, "seed": 1}
+    if room < 1:
+        continue  # a small vocabulary spells it in more tokens than the model reads
+    how = {"tokens": room, "temperature": 0.8, "top_p": 0.95, "seed": 1}
     free = sample.generate(model, prompt or "\n", **how)
     held = alphabet.generate(model, prompt or "\n", of=str(text), **how)
     print(f"{prompt!r}: {free.text!r}, of the alphabet {held.text!r}")

@@ -216,7 +216,10 @@ def start(kept: Path, folder: Path, workers: int = 1) -> subprocess.Popen[str]:
     call = [sys.executable, "-m", "kobza", "run", str(kept / "recipe.yaml"), "--folder", str(folder)]
     call += ["--workers", str(workers), "--csv", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits its deafness
+    )  # fmt: skip
 
 
 def children(pid: int) -> list[int]:
