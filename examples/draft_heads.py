@@ -35,7 +35,6 @@ def drawn(model: kobza.Model, ids: torch.Tensor, rows: int, length: int, seed: i
 def main() -> None:
     """Draw, fit, save, and say how much it costs and gains."""
     name, file, tokens, count = sys.argv[1:5] if len(sys.argv) > 4 else ("tiny:llama", "", "600", "5")
-    torch.set_grad_enabled(False)
     model = kobza.open(name)
     ids = torch.tensor(model.tokenizer.encode(kobza.text(TEXT).string))
     begin = time.process_time()

@@ -4,7 +4,6 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -69,10 +68,3 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder: set KOBZA_DATA (looked in {folder})")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def gradients_are_on() -> None:
-    """Begin each test with gradients on: a run that a test broke off may have left them off."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_grad_enabled(True)
