@@ -24,7 +24,16 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from kobza.core.errors import OutOfRange
 from kobza.models import attention, native
 from kobza.models.model import Model
-from kobza.models.stepping import Ids, check_rollback, checked, checked_layers, checked_path, checked_rows, checked_tree
+from kobza.models.stepping import (
+    Ids,
+    check_rollback,
+    checked,
+    checked_batch,
+    checked_layers,
+    checked_path,
+    checked_rows,
+    checked_tree,
+)
 
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 STATIC_ROPE = {"default", "linear", "yarn", "llama3", "proportional"}  # cosines that depend on the position alone
@@ -104,14 +113,12 @@ class BareStepper:
     """
 
     def __init__(self, model: Model, batch: int = 1, *, is_native: bool = True, nearest: int = 0) -> None:
-        if batch < 1:
-            raise OutOfRange(f"batch {batch} is not a number of rows: give 1 or more.")
         if nearest < 0:
             raise OutOfRange(f"nearest is {nearest}; allowed is 0 (all keys) or more.")
         self.nearest = nearest
         self.weight: Tensor | None = None
         self.model = model
-        self.batch = batch
+        self.batch = checked_batch(batch)
         self.length = 0
         self.is_native = is_native and native.compiled
         config = model.config

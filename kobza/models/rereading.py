@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kobza.core.errors import OutOfRange
 from kobza.models import attention
 from kobza.models.model import Model
 from kobza.models.states import head
@@ -17,6 +16,7 @@ from kobza.models.stepping import (
     Ids,
     check_rollback,
     checked,
+    checked_batch,
     checked_layers,
     checked_path,
     checked_rows,
@@ -33,10 +33,8 @@ class Rereader:
     """
 
     def __init__(self, model: Model, batch: int = 1) -> None:
-        if batch < 1:
-            raise OutOfRange(f"batch {batch} is not a number of rows: give 1 or more.")
         self.model = model
-        self.batch = batch
+        self.batch = checked_batch(batch)
         self.length = 0
         self._ids = torch.empty(batch, 0, dtype=torch.long)
 

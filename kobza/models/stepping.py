@@ -153,6 +153,17 @@ def checked(run: Steps, ids: Ids, keep: int) -> Tensor:
     return fed
 
 
+def checked_batch(batch: int) -> int:
+    """Return the number of rows of a run.
+
+    Raises:
+        OutOfRange: it is below 1.
+    """
+    if batch < 1:
+        raise OutOfRange(f"batch {batch} is not a number of rows: give 1 or more.")
+    return batch
+
+
 def check_rollback(run: Steps, n: int) -> None:
     """Raise OutOfRange unless 0 <= n <= length."""
     if not 0 <= n <= run.length:
@@ -198,10 +209,8 @@ class Stepper:
     """
 
     def __init__(self, model: Model, batch: int = 1) -> None:
-        if batch < 1:
-            raise OutOfRange(f"batch {batch} is not a number of rows: give 1 or more.")
         self.model = model
-        self.batch = batch
+        self.batch = checked_batch(batch)
         self.length = 0
         self._cache = self._empty()
 
