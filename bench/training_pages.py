@@ -161,7 +161,7 @@ def _vocabularies(folder: Path) -> list[Any]:
         rows.append({
             "vocabulary": Path(name).stem, "ids": found[0]["ids"], "steps": found[0]["steps"], "seeds": len(found),
             "held": _spread(held), "held_all": _spread([row["held_all"] for row in found]),
-            "with overlap": _spread([row["overlap"] for row in found]), "+-": _interval(held),
+            "with overlap": _spread([row["overlap"] for row in found]), "+-": half_interval(held),
             "MB at bfloat16": 2 * found[0]["parameters"] / 1e6,
         })  # fmt: skip
     note = "equal multiplications (6 per weight in products and token), Llama 4 x 256, Muon; +-: 95 % of the mean"
@@ -169,7 +169,7 @@ def _vocabularies(folder: Path) -> list[Any]:
                   "+-"), "bit/B"), note=note)]  # fmt: skip
 
 
-def _interval(values: Sequence[float]) -> float:
+def half_interval(values: Sequence[float]) -> float:
     """Return half of the 95 % interval of a mean."""
     if len(values) < 2:
         return math.nan

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import statistics
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from training_pages import half_interval
 
 import kobza
 from kobza.core.figure import Figure
@@ -31,7 +31,6 @@ from kobza.decoding import greedy
 from kobza.measures import bits_per_byte, divergence
 from kobza.training import dpo, grpo, orpo, sft
 
-QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of Student's t, by the number of seeds
 PROSE = "topics[:1500]"
 ENGLISH = ("topics[:3000]", "source[:2000]")
 THINGS = (
@@ -73,12 +72,17 @@ class Kept:
 
 
 def interval(values: list[float]) -> str:
-    """Return mean and 95 % interval over seeds, by Student's t."""
+    """Return mean and half of the 95 % interval over seeds."""
     mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.4g}"
-    half = QUANTILE[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.4g} ± {half:.2g}"
+    return f"{mean:.4g}" if len(values) < 2 else f"{mean:.4g} ± {half_interval(values):.2g}"
+
+
+def curve(name: str, runs: list[Row]) -> dict[str, Any]:
+    """Return the mean held-out curve of several seeds, with lowest and highest."""
+    steps = [step for step, _ in runs[0]["curve"]]
+    at = [[run["curve"][i][1] for run in runs] for i in range(len(steps))]
+    mean, low, high = ([of(values) for values in at] for of in (statistics.mean, min, max))
+    return {"name": name, "x": steps, "y": mean, "low": low, "high": high}
 
 
 def adapter(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
@@ -103,10 +107,7 @@ def adapter(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
         }
     ]
     rows += [{"text": n, "before": runs[0][n][0], "after": interval([r[n][1] for r in runs])} for n in ENGLISH]
-    steps = [step for step, _ in runs[0]["curve"]]
-    at = [[r["curve"][i][1] for r in runs] for i in range(len(steps))]
-    line = {"name": "poems, held out", "x": steps, "y": [statistics.mean(v) for v in at], "low": [min(v) for v in at],
-            "high": [max(v) for v in at]}  # fmt: skip
+    line = curve("poems, held out", runs)
     figure = Figure("lines", {"series": [line]}, title="LoRA 8 of SmolLM2 on the poems", x="step", y="bit/B",
                     caption=f"Mean, lowest and highest of {len(runs)} seeds; 512 tokens a step.")  # fmt: skip
     return [Table(rows, title="Bits per byte", note=f"{len(runs)} seeds: mean ± half a 95 % interval")], figure
@@ -173,10 +174,7 @@ def frugal(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
         runs = [kept(f"frugal {way} {seed}", lambda w=way, s=seed: run(w, s)) for seed in seeds]
         ends = [r["curve"][-1][1] for r in runs]
         rows.append({"way": way, "before": runs[0]["curve"][0][1], "held": interval(ends), "state": runs[0]["state"]})
-        steps = [step for step, _ in runs[0]["curve"]]
-        at = [[r["curve"][i][1] for r in runs] for i in range(len(steps))]
-        lines.append({"name": way, "x": steps, "y": [statistics.mean(v) for v in at], "low": [min(v) for v in at],
-                      "high": [max(v) for v in at]})  # fmt: skip
+        lines.append(curve(way, runs))
     note = f"100 steps of 512 tokens, {len(seeds)} seeds: mean ± half a 95 % interval; rates were not tuned"
     figure = Figure("lines", {"series": lines}, title="Held out at equal steps", x="step", y="bit/B",
                     caption="Mean, lowest and highest seed.")  # fmt: skip
