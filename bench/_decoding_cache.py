@@ -153,8 +153,15 @@ def nearest(model: Any, text: str, count: int = 1024) -> Iterator[Cell]:
         yield {"nearest": wanted}, measure
 
 
-def stretched(model: Any, text: str, windows: int = 24) -> Rows:
-    """Bits per byte by position up to four times the trained length, for every way to count positions."""
+WAYS = ("last", "none", "linear", "ntk", "yarn", "self-extend 6", "self-extend 8")
+
+
+def stretched(model: Any, text: str, ways: tuple[str, ...] = WAYS, windows: int = 24) -> Rows:
+    """Bits per byte by position up to four times the trained length, for every way to count positions.
+
+    Ways: the last tokens only, so many as were trained; rotary positions as they are or scaled; positions in groups;
+    "as trained": the module's own forward pass over the whole, for models whose positions have no limit.
+    """
     trained = model.context
     ids = model.tokenizer.encode(kobza.text(text).string)
     ids = ids[len(ids) * 9 // 10 :]
@@ -163,25 +170,28 @@ def stretched(model: Any, text: str, windows: int = 24) -> Rows:
     begins = torch.linspace(0, max(0, len(ids) - length - 1), windows).long().tolist()
 
     def logits_of(way: str, fed: list[int]) -> torch.Tensor:
-        if way.startswith("last"):
+        if way == "as trained":
+            found: torch.Tensor = model.module(input_ids=torch.tensor([fed])).logits[0]
+            return found
+        if way == "last":
             run = BareStepper(model)
             run.context = length
-            evictor, found = Evictor(run, "recent", trained), []
+            evictor, parts = Evictor(run, "recent", trained), []
             for at in range(0, len(fed), 8):
                 evictor.make_room(8)
-                found.append(run.feed([fed[at : at + 8]], keep=len(fed[at : at + 8])).reshape(-1, model.vocabulary))
-            return torch.cat(found)
+                parts.append(run.feed([fed[at : at + 8]], keep=len(fed[at : at + 8])).reshape(-1, model.vocabulary))
+            return torch.cat(parts)
         return run_of(way).feed([fed], keep=len(fed))[0]
 
     def run_of(way: str) -> Any:
         if way.startswith("self-extend"):
             return ExtendedStepper(model, group=int(way.split()[1]), window=trained // 4)
-        found = model if way == "none" else stretching.apply(model, method=way, stretch=4.0)  # type: ignore[arg-type]
-        run = BareStepper(found)
+        scaled = model if way == "none" else stretching.apply(model, method=way, stretch=4.0)  # type: ignore[arg-type]
+        run = BareStepper(scaled)
         run.context = length
         return run
 
-    for way in (f"last {trained}", "none", "linear", "ntk", "yarn", "self-extend 6", "self-extend 8"):
+    for way in ways:
         total, sizes = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.float64)
         for begin in begins:
             piece = ids[begin : begin + length]
@@ -190,7 +200,7 @@ def stretched(model: Any, text: str, windows: int = 24) -> Rows:
             total[1:] -= logits.log_softmax(-1)[at, torch.tensor(piece[1:])] / math.log(2)
             sizes[1:] += torch.tensor([len(model.tokenizer.bytes_of(id)) for id in piece[1:]])
         parts = (slice(1, trained), *(slice(n * trained, (n + 1) * trained) for n in (1, 2, 3)))
-        row: dict[str, Any] = {"way": way} | {
+        row: dict[str, Any] = {"way": f"last {trained}" if way == "last" else way} | {
             f"{part.start}-{part.stop - 1}": float(total[part].sum() / sizes[part].sum()) for part in parts
         }
         eighths = [slice(max(1, n * trained // 2), (n + 1) * trained // 2) for n in range(8)]

@@ -1,14 +1,16 @@
 """Decoding: speed of the backends, what speculation saves, what smaller caches and longer texts cost; docs/decoding.md.
 
-    python bench/decoding.py [PART ...] [--text FILE] [--exits FOLDER] [--heads FILE] [--keep FOLDER]
-                             [--seconds N]
+    python bench/decoding.py [PART ...] [--text FILE] [--exits FOLDER] [--heads FILE] [--positions FOLDER]
+                             [--keep FOLDER] [--seconds N]
 
 Parts: speed, prompt, speculation, exact, exits, schema, cache, needle, packed, pages, nearest, positions, latent,
-decided, and page, which writes docs/decoding.md and its pictures from what the others kept in FOLDER. FILE of --text is
-an English text (tinyshakespeare in the page; default: topics), of --kobzar the text of the embedded model of that name,
-FOLDER of --exits what examples/exit_loss.py made, FILE of --heads what examples/draft_heads.py made; without them their
-rows are left out. With --seconds a call stops there; the next goes on where the rows kept in FOLDER end. CPU seconds of
-one thread, ratios within one run.
+decided, and page, which writes docs/decoding.md and its pictures from what the others kept in FOLDER. FILE of --text
+is an English text (tinyshakespeare in the page; default: topics), of --kobzar the text of the embedded model of that
+name, FOLDER of --exits what examples/exit_loss.py made, FILE of --heads what examples/draft_heads.py made;
+--positions FOLDER holds alibi, rope and none, each `kobza train topics --kind free --vocabulary 512 --size 4 --budget
+1000steps --save FOLDER/alibi --set "form='position=alibi',context=128,width=128"`; without them their rows are left
+out. With --seconds a call stops there; the next goes on where the rows kept in FOLDER end. CPU seconds of one thread,
+ratios within one run.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from kobza.core import techniques
 from kobza.models.stepping import steps, using
 
 TOKENS = 64
+KINDS = ("alibi", "rope", "none")  # of positions, in models trained alike
 PASSAGES = (kobza.text("topics[:500]").string, kobza.text("source[4000:4400]").string)
 COPY = [f"Repeat the passage word for word.\n{p}\n\nThe passage again:\n{p}\n\nThe passage again:\n" for p in PASSAGES]
 FREE = [
@@ -312,6 +315,10 @@ def positions(model: Any, given: Any) -> small.Rows:
         if source and (name == "kobzar" or given.exits):
             one = kobza.open("kobzar" if name == "kobzar" else given.exits)
             rows += [{"model": one.name, "text": name} | row for row in small.stretched(one, source)]
+    for kind in KINDS if given.positions else ():
+        one = kobza.open(Path(given.positions, kind, "model"))
+        (row,) = small.stretched(one, "topics", ways=("as trained",))
+        rows.append(row | {"model": "small models of the free form", "text": "kinds", "way": kind})
     return rows
 
 
@@ -332,8 +339,8 @@ def main() -> None:
     """Run the parts named on the command line, or all."""
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("parts", nargs="*", choices=[*PARTS, "page", []])
-    for name, default in (("text", "topics"), ("kobzar", ""), ("exits", ""), ("heads", ""), ("keep", "")):
-        reader.add_argument(f"--{name}", default=default)
+    for name in ("text", "kobzar", "exits", "heads", "positions", "keep"):
+        reader.add_argument(f"--{name}", default="topics" if name == "text" else "")
     reader.add_argument("--seconds", type=float, default=float("inf"), help="CPU seconds after which it stops")
     given = reader.parse_args()
     torch.set_num_threads(1)
