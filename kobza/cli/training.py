@@ -165,7 +165,7 @@ def _result(run: Any, title: str, save: Path | None) -> Result:
 
     facts = dict(run.facts)
     tables = [run.history]
-    run.history.note = f"{facts['ended']}; {facts['seconds_per_step']:.3f} s a step (foreseen: {_foreseen(facts)})"
+    run.history.note = f"{facts['ended']}; {facts['seconds_per_step']:.3f} s a step (foreseen: {_foreseen(facts)}"
     result = Result(title, tables=tables, made_by={"facts": facts})
     if save is not None:
         place = save / "model"
