@@ -26,7 +26,7 @@ from kobza.codecs import base, lm
 from kobza.core.table import Table
 from kobza.models.predictor import ModelPredictor
 
-STREAMS = (1, 8, 32)
+STREAMS = (1, 8, 32, 64)
 TEXTS = ("topics", "source", "ukrainian")
 WANTED = 8.0  # times more tokens per second, most streams against one
 CLOSENESS = (0.003, 64)  # share of the ideal, and bytes

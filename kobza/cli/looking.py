@@ -72,7 +72,9 @@ def open_model(
 
 def tokens(
     model: spec.ModelName,
-    words: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text itself; else see --text.")] = None,
+    words: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="The text itself, or - for standard input; else see --text.")
+    ] = None,
     text: spec.Texts = None,
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="List every token of the vocabulary.")] = False,
     pieces: Annotated[bool, typer.Option("--pieces", help="Print the text cut into its tokens.")] = False,
@@ -218,7 +220,7 @@ def _given(words: str | None, text: list[str] | None) -> list[Text]:
 
     if words is not None and text:
         raise BadValue("both a text and --text were given.", "Give one of them.")
-    if words is None:
+    if words in (None, "-"):
         return [read_text(name) for name in text or ["-"]]
     try:
         data = words.encode("utf-8", errors="surrogateescape")  # the bytes that the user typed

@@ -1,5 +1,6 @@
 """`kobza tokens --with`: vocabularies side by side, aligned by spans, as text and as a page."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -27,6 +28,12 @@ def test_with_a_model_and_a_text_both_are_compared(kobza: Callable[..., Any], ti
 
 def test_a_vocabulary_file_will_do_instead_of_a_model(kobza: Callable[..., Any]) -> None:
     assert kobza("tokens", "bytes", "ab", "--pieces").out.strip() == "a|b"
+
+
+def test_a_dash_stands_for_standard_input(kobza: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, said in ((("tokens", "bytes", "-"), "a|b"), (("tokens", "-", "--with", "bytes"), "bytes  a b")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab")))
+        assert kobza(*words, "--pieces").out.strip() == said
 
 
 @pytest.mark.parametrize("names", [",", "bytes,bytes", "nothing.tiktoken"])
