@@ -210,6 +210,18 @@ def test_what_does_not_fit_falls_back_or_is_refused() -> None:
     assert "family 'gpt2'" in bare.misfit(tiny("gpt2"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_module_that_computes_something_else_is_found_by_trying_it(dtype: torch.dtype) -> None:
+    model = tiny()
+    model.module.to(dtype)
+    assert bare.misfit(model) == ""
+    other = tiny()
+    other.module.to(dtype)
+    plain = other.module.model.norm.forward
+    other.module.model.norm.forward = lambda states: 1.3 * plain(states)
+    assert bare.misfit(other) == "its logits differ from the module's"
+
+
 def test_a_scaled_rotation_is_honored() -> None:
     from transformers import AutoModelForCausalLM
 
@@ -271,6 +283,13 @@ def test_the_real_model_steps_within_a_ten_thousandth(smollm2: Any) -> None:
         run = bare.BareStepper(smollm2, is_native=is_native)
         assert float((run.feed(ids[:, :-6], keep=1) - expected[:, -7]).abs().max()) < 1e-4
         assert float((run.feed(ids[:, -6:], keep=6) - expected[:, -6:]).abs().max()) < 1e-4
+
+
+@pytest.mark.real
+def test_the_real_model_in_bfloat16_fits_the_bare_step(smollm2: Any) -> None:
+    import copy
+
+    assert bare.misfit(smollm2.with_module(copy.deepcopy(smollm2.module).to(torch.bfloat16))) == ""
 
 
 @pytest.mark.real
