@@ -18,7 +18,7 @@ from kobza.core.result import Reading, Result
 from kobza.core.table import Table
 from kobza.core.texts import Text
 from kobza.core.texts import text as read_text
-from kobza.recipes.recipe import Chain, Recipe, spell_chain, with_seed
+from kobza.recipes.recipe import Chain, Recipe, described, spell_chain, with_seed
 
 if TYPE_CHECKING:
     from kobza.models.model import Model
@@ -52,8 +52,9 @@ def execute(recipe: Recipe | Mapping[str, Any] | str | Path, *, model: Model | N
         raise BadValue("this recipe has ranges or alternatives: it is a sweep.", "Use kobza.sweep, or kobza run FILE.")
     point = recipe.points()[0]
     texts = [read_text(name) for name in recipe.text]
-    original = model if model is not None else open_model(recipe)
     measures = with_seed("measures", recipe.measures, point.seed)
+    _refuse_named(point.chain, texts, measures)
+    original = model if model is not None else open_model(recipe)
     with task("measure", len(texts) * len(measures) * (2 if point.chain else 1)) as work:
         before = [read_all(original, t, measures, None, work) for t in texts]
         changed = apply(original, point.chain)
@@ -64,6 +65,25 @@ def execute(recipe: Recipe | Mapping[str, Any] | str | Path, *, model: Model | N
     if point.chain:
         result.tables.append(changes_table(changed.changes[len(original.changes) :]))
     return result, changed
+
+
+def _refuse_named(chain: Chain, texts: Sequence[Text], measures: Iterable[Step]) -> None:
+    """Refuse, before any work, a test text that an edit is told to read; `read` compares what defaults name as well."""
+    named = [(step.name, step.options["calibration"]) for step in chain if "calibration" in step.options]
+    if not named:
+        return
+    from kobza.edits.base import calibration_facts, refuse_calibration
+    from kobza.models.model import Change
+
+    changes = []
+    for name, given in named:
+        read = [read_text(each) for each in (given.split(";") if isinstance(given, str) else given)]
+        changes.append(Change(name, facts={"calibration": calibration_facts(read, 0)}))
+    for step in measures:
+        defaults = {option.name: option.default for option in described("measures", step.name)}
+        limit = int(step.options.get("limit", defaults.get("limit")) or 0)
+        for text in texts:
+            refuse_calibration(changes, text[:limit] if 0 < limit < len(text) else text)
 
 
 def as_recipe(value: Recipe | Mapping[str, Any] | str | Path) -> Recipe:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kobza
-from kobza.core.errors import BadValue, EmptyText, MissingFile, OutOfRange
+from kobza.core.errors import BadValue, EmptyText, MissingFile, NotComparable, OutOfRange
 from kobza.core.progress import Task, listen
 from kobza.edits import noise, scaling
 from kobza.measures import bits_per_byte
@@ -101,6 +101,22 @@ def test_a_sweep_is_not_run_as_one_point() -> None:
 def test_what_cannot_be_done_is_refused(wrong: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
         run(Recipe(**{"open": "tiny", **wrong}))
+
+
+def test_a_text_that_an_edit_is_told_to_read_is_refused_before_the_model_is_opened() -> None:
+    steps = chain("noise:strength=0.1 + lowrank:rank=8,weights=frequency,calibration=topics[:900]")
+    with pytest.raises(NotComparable, match="calibrated on 'topics"):
+        run(Recipe(open="no/where", steps=steps, text=("topics[:1000]",)))
+    limited = chain("bits_per_byte:limit=400")
+    with pytest.raises(MissingFile):  # what is read of the text, 400 bytes, is none of the calibration
+        run(
+            Recipe(
+                open="no/where.gguf",
+                steps=chain("lowrank:calibration=topics[500:900]"),
+                text=("topics[:1000]",),
+                measures=limited,
+            )
+        )
 
 
 def test_only_the_modules_named_are_imported() -> None:
