@@ -118,7 +118,7 @@ class Search:
             if self.budget.loss is not None and own > self.budget.loss:
                 continue
             steps = self.paths[shape] = self.bench.steps(shape)
-            at = len(steps.steps) if target is None else steps.within_bytes(target)
+            at = len(steps.steps) if target is None else self._within(steps, target)
             if at is not None:
                 found.append((own + GAIN * steps.losses[at], shape, target))
         return [(shape, target) for _, shape, target in sorted(found, key=lambda f: f[0])[:2]]
@@ -159,10 +159,16 @@ class Search:
     def _place(self, steps: Steps, target: int | None, own: float, gain: float) -> int | None:
         """Steps along a path: to the target bytes, else as far as the loss allows."""
         if target is not None:
-            return steps.within_bytes(target)
+            return self._within(steps, target)
         if self.budget.loss is None:
             return len(steps.steps)
         return steps.within_loss((self.budget.loss - own) / gain)
+
+    def _within(self, steps: Steps, target: int) -> int | None:
+        """Steps to the target bytes; all of them where only a speed sets it, which depends on more than bytes."""
+        at = steps.within_bytes(target)
+        is_exact = self.budget.bytes is not None and steps.bytes[-1] > self.budget.bytes
+        return len(steps.steps) if at is None and self.budget.speed is not None and not is_exact else at
 
     def _measured(self, shape: str, steps: Steps, at: int, predicted: float) -> Trial:
         line = self.bench.line(shape, steps, at)
