@@ -55,6 +55,16 @@ def test_a_budget_of_loss_is_kept_on_the_held_out_text(tmp_path: Path) -> None:
     assert result.reading("stored_bytes").value < 0.5 * result.made_by["bases"]["16"]
 
 
+def test_the_smallest_forms_are_tried_where_bytes_alone_promise_too_little_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios = iter((1.1, 2.2))  # small forms may have faster kernels than their bytes say
+    monkeypatch.setattr(compositions, "rates", lambda *_: {"base": 1.0, "other": 1.0, "ratio": next(ratios)})
+    result = kobza.shrink(MODEL, speed="2x", out=tmp_path / "m.gguf", **TEXTS)
+    assert "layer_drop" not in result.made_by["winner"]
+    assert [trial["speed"] for trial in result.made_by["trials"]] == [1.1, 2.2]
+
+
 def test_a_budget_of_speed_is_measured_in_one_run_with_its_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
