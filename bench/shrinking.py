@@ -31,6 +31,7 @@ import kobza
 from kobza.core import cards
 from kobza.core.figure import Figure
 from kobza.core.files import sha256, state_dir, write_atomic
+from kobza.core.options import Step
 from kobza.core.render import page
 from kobza.core.result import Result
 from kobza.core.table import Table
@@ -116,9 +117,14 @@ def figures(model: Any, line: str) -> dict[str, Any]:
 
 
 def timing(model: Any, line: str, folder: Path) -> dict[str, Any]:
-    """Time per token."""
-    found, by = pace(model, apply(model, chain(line)) if line else model, folder)
+    """Time per token; how codes were chosen makes no difference to it, so GPTQ need not be run again."""
+    steps = [_rounded(step) if step.name == "gptq" else step for step in chain(line)] if line else []
+    found, by = pace(model, apply(model, tuple(steps)), folder)
     return {"time": found, "by": by}
+
+
+def _rounded(step: Step) -> Step:
+    return Step("rounding", {k: v for k, v in step.options.items() if k in ("where", "format", "bits", "block")})
 
 
 def collect(lines: list[str], measure: bool) -> dict[str, dict[str, Any]]:
