@@ -24,6 +24,8 @@ def _logistic() -> tuple[list[int], list[int]]:
     return squash, stretch + [2047] * (4096 - len(stretch))
 
 
+SQUASH: list[int]
+STRETCH: list[int]
 SQUASH, STRETCH = _logistic()
 RECIPROCAL = [65536 * 2 // (2 * n + 3) for n in range(1024)]
 
