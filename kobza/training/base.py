@@ -399,7 +399,7 @@ class _Loop:
             with torch.no_grad():
                 for name, p in self.trained.items():
                     p.copy_(self.best_weights[name])
-        else:
+        elif optimizers.has_average(self.optimizer):
             with optimizers.averaged(self.optimizer):
                 last = {name: p.detach().clone() for name, p in self.trained.items()}
             with torch.no_grad():

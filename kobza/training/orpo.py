@@ -85,6 +85,7 @@ def train(
     )  # fmt: skip
     length = tuning.context_of(model, context)
     policy = Policy.of(model, adapter, seed=seed)
+    policy.rest()
     pairs = Pairs(policy, text, length=length, chat=chat, held=held)
 
     def of_batch(logps: Tensor, rows: Batch, _: list[int]) -> tuple[Tensor, dict[str, float]]:

@@ -91,6 +91,7 @@ def train(
     )  # fmt: skip
     length = tuning.context_of(model, context)
     policy = Policy.of(model, adapter, seed=seed)
+    policy.rest()
     notes: list[str] = []
     if answer:
         job = _answering(policy, text, answer, batch, length, chat, held)

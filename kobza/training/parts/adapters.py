@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from kobza.core.errors import BadValue, Corrupt, MissingFile, NothingMatched, OutOfRange, UnknownName, WrongTensors
 from kobza.core.files import atomic_directory
 from kobza.core.options import parse
+from kobza.models import residence
 from kobza.models.factored import Compact
 from kobza.models.folder import mapped
 from kobza.models.model import Change, Model
@@ -418,6 +419,7 @@ def dense(model: Model) -> Model:
             "bias": None if bias is None else nn.Parameter(bias.detach(), requires_grad=False),
         }
         set_module(twin.module, path, plain)
+        residence.rest([part.base.weight])  # or both would be held at once
     return twin
 
 

@@ -122,6 +122,11 @@ def state_bytes(optimizer: Any) -> int:
     return sum(seen.values())
 
 
+def has_average(optimizer: Any) -> bool:
+    """Whether the weights to be measured and saved are others than those that are trained."""
+    return hasattr(optimizer, "averaged")
+
+
 def averaged(optimizer: Any) -> AbstractContextManager[None]:
     """Hold the weights to be measured and saved: schedule-free's average, for all others the weights as they are."""
     found: Callable[[], AbstractContextManager[None]] | None = getattr(optimizer, "averaged", None)

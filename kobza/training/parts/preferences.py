@@ -68,6 +68,8 @@ class Pairs:
             logps = self.policy.reference_logps(batch.read, batch.targets, batch.mask).sum(-1)
             for n, pair in zip(numbers, logps.reshape(2, -1).T, strict=True):
                 self._reference[n] = pair.clone()
+            if len(self._reference) == len(self.chosen):
+                self.policy.rest()  # the model as it was has said all it will be asked
         return torch.stack([self._reference[n] for n in numbers], 1)
 
     def _measure(self) -> dict[str, float]:

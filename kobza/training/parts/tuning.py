@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kobza.models import residence
 from kobza.models.model import Change, Model
 from kobza.training import base
 from kobza.training.base import Job, Run
@@ -55,6 +56,11 @@ class Policy:
     def module(self) -> Any:
         """The transformers module that is trained."""
         return self.model.module
+
+    def rest(self) -> None:
+        """Give back the memory of the model given, where nothing asks it for a while and a file holds it."""
+        if self.adapter is None:
+            residence.rest(self.original.module.parameters())
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
