@@ -6,6 +6,7 @@ transformers fills what a checkpoint lacks with random numbers and a warning; he
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,6 +17,7 @@ import torch
 from kobza.core.errors import Corrupt, KobzaError, NotFinite, WrongTensors
 
 FREE = "kobza"  # the family of `models.free`
+_LOSSES = "transformers.loss.loss_utils"
 
 
 def skeleton(config: dict[str, Any]) -> Any:
@@ -57,12 +59,38 @@ def model_class(config: Any) -> Any:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    _spare_scipy()
     try:
         found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:
         family = getattr(config, "model_type", type(config).__name__)
         raise Corrupt(f"transformers has no causal language model of the family {family!r}.") from None
     return found[0] if isinstance(found, tuple) else found
+
+
+def _spare_scipy() -> None:
+    """Import transformers' losses without scipy, 30 MB that those of object detection alone need: it comes when asked.
+
+    Does nothing where either is already imported.
+    """
+    if {"scipy", _LOSSES} & sys.modules.keys():
+        return
+    from transformers import utils
+
+    known = utils.is_scipy_available
+    utils.is_scipy_available = lambda: False
+    try:
+        import_module(_LOSSES)
+    finally:
+        utils.is_scipy_available = known
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.loss."):
+            vars(module).setdefault("linear_sum_assignment", _linear_sum_assignment)
+
+
+def _linear_sum_assignment(*given: Any, **more: Any) -> Any:
+    """Call scipy's function of this name."""
+    return import_module("scipy.optimize").linear_sum_assignment(*given, **more)
 
 
 def build(config: dict[str, Any], tensors: Mapping[str, torch.Tensor], *, dtype: torch.dtype, where: str) -> Any:
