@@ -143,7 +143,7 @@ def trainer_scratch(watch: Watch, precision: str, folder: str) -> None:
     """Train from nothing by transformers' Trainer."""
     from transformers import Trainer, TrainingArguments
 
-    class Same(Trainer):  # type: ignore[misc]
+    class Same(Trainer):
         def get_train_dataloader(self) -> Any:
             return [{"input_ids": read, "labels": next_, "shift_labels": next_} for read, next_ in batches(folder)]
 
@@ -169,7 +169,7 @@ def _ticking(watch: Watch) -> Any:
     """Return a callback of a Trainer that tells a watch of its steps."""
     from transformers import TrainerCallback
 
-    class Ticking(TrainerCallback):  # type: ignore[misc]
+    class Ticking(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             watch.tick()
 

@@ -1,6 +1,8 @@
-"""Training: a step of the poems GPT against the plain notebook loop, the head's loss in pieces, and steps against TRL.
+"""Training: steps of the poems GPT against the notebook loop, the loss of the head in pieces, steps against the peers.
 
-    .venv/bin/python bench/training.py [PYTHON OF AN ENVIRONMENT WITH TRL]
+    .venv/bin/python bench/training.py [PYTHON OF AN ENVIRONMENT WITH TRL AND PEFT] [--page]
+
+Peers are transformers' Trainer and TRL (`_training_peer.py`); --page puts the tables into docs/training.md.
 
 The notebook loop has one linear layer per head, masks by hand, AdamW without fusion, float32 and all 200,019 ids. CPU
 seconds of one thread; peak memory is that of a process of its own. Wanted: 20x per step against the notebook loop, 10x
@@ -23,6 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+MADE, END = "<!-- made by bench/training.py -->", "<!-- end of what it made -->"
 IDS, TRIMMED, D, H, N, T, B = 200_019, 5_038, 256, 8, 12, 32, 8
 ROUNDS = 4
 
@@ -128,11 +132,9 @@ def head_loss(way: str) -> Callable[[], None]:
     return step
 
 
-def measured(make: str, arguments: tuple[Any, ...], rounds: int, is_plain: bool, report: Any) -> None:
+def measured(make: str, arguments: tuple[Any, ...], rounds: int, report: Any) -> None:
     """Report CPU seconds of a step (the least of several), the peak above the start, the peak, and a value."""
     torch.set_num_threads(1)
-    if is_plain:  # what transformers imports where the development extras are installed, and kobza does not need
-        sys.modules |= dict.fromkeys(("scipy", "sklearn"))  # type: ignore[arg-type]
     step = globals()[make](*arguments)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
     step()
@@ -145,41 +147,125 @@ def measured(make: str, arguments: tuple[Any, ...], rounds: int, is_plain: bool,
     report.send((min(times), (peak - before) / 1024, peak / 1024, getattr(step, "value", None)))
 
 
-def apart(make: str, *arguments: Any, rounds: int = ROUNDS, is_plain: bool = False) -> tuple[float, float, float, Any]:
-    """Measure in a process of its own, if asked as in an environment without scipy and scikit-learn."""
+def apart(make: str, *arguments: Any, rounds: int = ROUNDS) -> tuple[float, float, float, Any]:
+    """Measure in a process of its own."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=measured, args=(make, arguments, rounds, is_plain, there))
+    process = context.Process(target=measured, args=(make, arguments, rounds, there))
     process.start()
     found: tuple[float, float, float, Any] = here.recv()
     process.join()
     return found
 
 
-def poems() -> None:
-    """Print the table of the poems GPT."""
+Rows = list[tuple[str, ...]]
+
+
+def table(head: tuple[str, ...], rows: Rows) -> str:
+    """Return a table as Markdown."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def poems() -> str:
+    """Return the table of the poems GPT."""
     rows = [
         ("the plain notebook loop, 200,019 ids", apart("notebook", IDS)),
         ("kobza, 200,019 ids, bfloat16", apart("ours", IDS)),
         ("kobza, 200,019 ids, bfloat16, sparse table", apart("ours", IDS, torch.bfloat16, True)),
         ("the notebook loop, 5,038 ids", apart("notebook", TRIMMED)),
         ("kobza, 5,038 ids, float32", apart("ours", TRIMMED, torch.float32, rounds=10)),
-        ("the same without scipy (not required)", apart("ours", TRIMMED, rounds=10, is_plain=True)),
         ("kobza, 5,038 ids, bfloat16", apart("ours", TRIMMED, rounds=10)),
     ]
     last = rows[-1][1][0]
-    for name, (seconds, _, peak, _) in rows:
-        print(f"{name:42} {seconds:7.3f} CPU s/step  {peak:6.0f} MB  {seconds / last:5.1f}x")
+    told = [(name, f"{s:.3f}", f"{peak:,.0f}", f"{s / last:.1f}") for name, (s, _, peak, _) in rows]
+    return table(("poems GPT, 12 x 256, 8 x 32 tokens", "CPU s a step", "peak MB", "times the last"), told)
 
 
-def pieces() -> None:
-    """Print the table of the head's loss."""
+def pieces() -> str:
+    """Return the table of the head's loss."""
     plain, own = apart("head_loss", "plain", rounds=1), apart("head_loss", "pieces", rounds=1)
-    for name, (seconds, extra, _, loss) in (("all logits", plain), ("in pieces", own)):
-        table = IDS * D * 4 / 2**20
-        beside = extra - table
-        print(f"head and loss, {name:12} {seconds:6.2f} CPU s  {beside:6.0f} MB beside the gradient  loss {loss:.6f}")
-    print(f"  time {own[0] / plain[0]:.2f}x, loss differs by {abs((own[3] or 0) - (plain[3] or 0)):.1e}")
+    weight = IDS * D * 4 / 2**20
+    rows = [
+        (name, f"{seconds:.2f}", f"{extra - weight:,.0f}", f"{loss:.6f}", f"{seconds / plain[0]:.2f}")
+        for name, (seconds, extra, _, loss) in (("all logits", plain), ("in pieces", own))
+    ]
+    return table(
+        ("head and loss, 1,024 x 200,019", "CPU s", "MB beside the gradient", "loss", "times all logits"), rows
+    )
+
+
+def asked(python: str, who: str, work: str, folder: Path) -> dict[str, Any]:
+    """Return what a piece of training took in a process of its own.
+
+    Raises:
+        SystemExit: it failed; with the end of what it said.
+    """
+    script = Path(__file__).with_name("_training_peer.py")
+    how = [python, "-W", "ignore", str(script), who, work, str(folder)]
+    shown = subprocess.run(how, capture_output=True, text=True, check=False)
+    if shown.returncode:
+        raise SystemExit(f"{who} {work}: {shown.stderr[-800:]}")
+    return dict(json.loads(shown.stdout.splitlines()[-1]))
+
+
+def same_module(peer: str, place: Path) -> str:
+    """Return the table of one GPT-2 on the same batches: a plain loop, transformers' Trainer and kobza."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    sizes = {"vocab_size": TRIMMED, "n_positions": T, "n_embd": D, "n_layer": N, "n_head": H}
+    marks = {"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(GPT2Config(**sizes, **none, **marks)).save_pretrained(place)
+    (place / "batches.json").write_text(json.dumps({"ids": TRIMMED, "batch": B, "length": T}))
+    every = (
+        ("a plain loop", "plain", peer),
+        ("transformers.Trainer", "trainer", peer),
+        ("kobza", "kobza", sys.executable),
+    )
+    rows: Rows = []
+    for precision in ("float32", "bfloat16"):
+        found = {name: asked(python, who, precision, place) for name, who, python in every}
+        first = found["kobza"]
+        for name, seen in found.items():
+            apart_ = max(abs(a - b) for a, b in zip(seen["losses"], first["losses"], strict=True))
+            shares = f"{seen['step'] / first['step']:.2f}", f"{seen['peak_MB']:,.0f}"
+            losses = f"{seen['losses'][0]:.4f}", f"{seen['losses'][-1]:.4f}", f"{apart_:.0e}"
+            rows.append((f"{name}, {precision}", f"{seen['step']:.3f}", *shares, *losses))
+    head = ("the same GPT-2, the same 20 batches", "CPU s a step", "times kobza", "peak MB")
+    return table((*head, "first loss", "last loss", "largest difference from kobza"), rows)
+
+
+WORKS = {
+    "sft": "SFT, LoRA 8", "dpo": "DPO, all weights", "orpo": "ORPO, all weights", "grpo": "GRPO, LoRA 8",
+}  # fmt: skip
+
+
+def against_trl(peer: str, place: Path) -> str:
+    """Return the table of five steps on SmolLM2 by kobza and by TRL."""
+    import kobza
+
+    kobza.open("smollm2").save(place)
+    rows: Rows = []
+    for work, name in WORKS.items():
+        own, theirs = asked(sys.executable, "kobza", work, place), asked(peer, "trl", work, place)
+        seconds = [f"{found['cpu_seconds']:.1f}" for found in (own, theirs)]
+        memory = [f"{found['peak_MB']:,.0f}" for found in (own, theirs)]
+        merged = [f"{found['peak_merged_MB']:,.0f}" for found in (own, theirs)]
+        losses = [f"{found['losses'][0]:.4f}, {found['losses'][-1]:.4f}" for found in (own, theirs)]
+        share = f"{own['cpu_seconds'] / theirs['cpu_seconds']:.2f}"
+        rows.append((name, " / ".join(seconds), share, " / ".join(memory), " / ".join(merged), " / ".join(losses)))
+        if "drawing" in own:
+            drawn = [found["drawing"] for found in (own, theirs)]
+            rest = [found["cpu_seconds"] - found["drawing"] for found in (own, theirs)]
+            rows += [_part("of it drawing 4 x 32 tokens", drawn), _part("of it scores and update", rest)]
+    head = ("SmolLM2 135M, five steps, kobza / TRL", "CPU s", "kobza over TRL", "peak MB of the steps")
+    return table((*head, "peak MB with the adapter merged", "losses, first and last"), rows)
+
+
+def _part(name: str, seconds: list[float]) -> tuple[str, ...]:
+    return (name, f"{seconds[0]:.1f} / {seconds[1]:.1f}", f"{seconds[0] / seconds[1]:.2f}", "", "", "")
 
 
 SIZES = [
@@ -223,41 +309,31 @@ def sized(
     return step
 
 
-def foresight() -> None:
-    """Print what was foreseen beside what happened; the weights are there before the measurement begins."""
+def foresight() -> str:
+    """Return what was foreseen beside what happened; the weights are there before the measurement begins."""
+    rows: Rows = []
     for kind, layers, width, *rest in SIZES:
         seconds, extra, _, told = apart("sized", kind, layers, width, *rest, rounds=6)
         foreseen, memory = told or (0.0, 0.0)
-        time_ = f"{1e3 * seconds:7.1f} CPU ms, foreseen {1e3 * foreseen:7.1f} ({seconds / foreseen:.2f}x)"
-        space = f"{extra:5.0f} MB, foreseen {memory:5.0f} ({extra / memory:.2f}x)"
-        print(f"{kind:8}{layers:3} x {width:3}  {time_}  {space}")
+        time_ = (f"{1e3 * seconds:.1f}", f"{1e3 * foreseen:.1f}", f"{seconds / foreseen:.2f}")
+        rows.append((f"{kind} {layers} x {width}", *time_, f"{extra:.0f}", f"{memory:.0f}", f"{extra / memory:.2f}"))
+    return table(("model", "CPU ms a step", "foreseen", "ratio", "MB", "foreseen", "ratio"), rows)
 
 
 def main() -> None:
-    """Print all tables."""
-    poems()
-    pieces()
-    foresight()
-    peer = sys.argv[1] if len(sys.argv) > 1 else ""
-    if not peer:
-        print("steps against TRL: skipped, no environment with TRL was named")
-        return
-    import kobza
-
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, "smollm2")
-        kobza.open("smollm2").save(place)
-        for objective in ("sft", "dpo", "orpo"):
-            script = Path(__file__).with_name("_training_peer.py")
-            found = []
-            for python, who in ((sys.executable, "kobza"), (peer, "trl")):
-                shown = subprocess.run(
-                    [python, "-W", "ignore", str(script), who, objective, str(place)], capture_output=True, text=True
-                )
-                found.append(
-                    json.loads(shown.stdout.splitlines()[-1]) if shown.stdout else {"error": shown.stderr[-400:]}
-                )
-            print(objective, *found)
+    """Print all tables, and with --page write them into the page."""
+    peers = [word for word in sys.argv[1:] if word != "--page"]
+    tables = [poems(), pieces(), foresight()]
+    if peers:
+        with tempfile.TemporaryDirectory() as folder:
+            tables += [same_module(peers[0], Path(folder, "gpt2")), against_trl(peers[0], Path(folder, "smollm2"))]
+    else:
+        print("against transformers.Trainer and TRL: skipped, no environment with TRL was named")
+    made = "\n\n".join(tables)
+    print(made)
+    if "--page" in sys.argv:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MADE)
+        PAGE.write_text(f"{before}{MADE}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
