@@ -182,7 +182,11 @@ def run(
         CannotWrite: the disk is full; the checkpoints before are whole.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        return _Loop(job, how, None if folder is None else Path(folder), log).run()
+        loop = _Loop(job, how, None if folder is None else Path(folder), log)
+        try:
+            return loop.run()
+        finally:
+            loop.log.close()
 
 
 class _Step(nn.Module):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import kobza
-from kobza.core.errors import BadValue, CannotWrite, MissingExtra, NotFinite, OutOfRange, UnknownName
+from kobza.core.errors import BadValue, CannotWrite, NotFinite, OutOfRange, UnknownName
 from kobza.models.tiny import byte_tokenizer
 from kobza.training import base, scratch
 from kobza.training.parts import checkpoints, classic, corpus
@@ -272,11 +272,6 @@ def test_bad_settings_are_refused_before_anything_is_computed() -> None:
         base.run(job(), base.plan(1), log=("tensorbord",))
     with pytest.raises(OutOfRange, match="nothing to train"):
         base.run(base.Job(kobza.open("tiny").module, lambda g: None, lambda b: (b, {})), base.plan(1))
-
-
-def test_a_log_that_is_not_installed_names_its_command() -> None:
-    with pytest.raises(MissingExtra, match="pip install wandb"):
-        base.run(job(), base.plan(1), log=("wandb",))
 
 
 def test_the_global_random_state_is_left_as_it_was() -> None:
