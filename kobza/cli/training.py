@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,7 +140,26 @@ def _options(function: Any, more: str, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept(words: dict[str, Any], save: Path | None) -> dict[str, Any]:
-    return {**words, "folder": "" if save is None else str(save / "run")}
+    """Return the options with the folder of the run, after what a person should know before it begins."""
+    from kobza.training.parts import checkpoints
+
+    _warn_of_others()
+    if save is None:
+        return {**words, "folder": ""}
+    if begun := checkpoints.found(save / "run"):
+        _tell(f"goes on from '{begun[0]}'")
+    return {**words, "folder": str(save / "run")}
+
+
+def _warn_of_others() -> None:
+    """Say so where other programs keep the processors busy: threads that wait for each other are then many times slower
+    than one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads > 1 and busy > (os.cpu_count() or 1) - threads + 1:
+        _tell(f"other programs keep {busy:.1f} of {os.cpu_count()} processors busy: --threads 1 may be much faster")
 
 
 def _vocabulary(words: str, text: str) -> Any:
@@ -165,7 +185,10 @@ def _result(run: Any, title: str, save: Path | None) -> Result:
 
     facts = dict(run.facts)
     tables = [run.history]
-    run.history.note = f"{facts['ended']}; {facts['seconds_per_step']:.3f} s a step (foreseen: {_foreseen(facts)}"
+    notes = [f"{facts['ended']} ({facts['steps']:,} steps in {facts['seconds']:,.1f} s)", _compared(facts)]
+    if facts.get("sample"):
+        notes.append(f"it writes: {facts['sample']!r}")
+    run.history.note = "\n".join(notes)
     result = Result(title, tables=tables, made_by={"facts": facts})
     if save is not None:
         place = save / "model"
@@ -173,15 +196,18 @@ def _result(run: Any, title: str, save: Path | None) -> Result:
             _tell(f"'{place}' is there already and stays as it is")
         else:
             _tell(f"saved {run.model.save(place)}")
+            most = min(100, (run.model.context or 200) // 2)
+            _tell(f"to hear it: kobza say '{place}' PROMPT --plain --tokens {most}")
             if run.adapter is not None:
                 _tell(f"saved {run.adapter.save(save / 'adapter')}")
     return result
 
 
-def _foreseen(facts: dict[str, Any]) -> str:
+def _compared(facts: dict[str, Any]) -> str:
+    """Return what was foreseen beside what happened."""
     names = ("peak_bytes", "taken_bytes", "predicted_bytes", "optimizer_state_bytes")
     held, taken, wanted, state = (facts[name] / 1e6 for name in names)
     return (
-        f"{facts['predicted_seconds']:.3f} s); {taken:,.0f} MB beside the program (foreseen: {wanted:,.0f} MB), "
-        f"{held:,.0f} MB with it; optimizer state {state:,.1f} MB"
+        f"{facts['seconds_per_step']:.3f} s a step (foreseen: {facts['predicted_seconds']:.3f} s); {taken:,.0f} MB "
+        f"beside the program (foreseen: {wanted:,.0f} MB), {held:,.0f} MB with it, optimizer state {state:,.1f} MB"
     )

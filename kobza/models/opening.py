@@ -133,7 +133,9 @@ def _only_gguf(path: Path) -> Path:
     if ggufs:
         raise BadValue(f"'{path}' has {len(ggufs)} GGUF files.", f"Name one: kobza open '{path}:{ggufs[0].name}'")
     preflight.refuse_pickles(sorted(file for file in path.iterdir() if file.suffix in preflight.PICKLES))
-    raise MissingFile(f"the folder '{path}' has no config.json and no GGUF file, so it is not a model.")
+    inside = path / "model"  # of a training run that was kept
+    hint = f"Open '{inside}', the model in it." if (inside / "config.json").is_file() else ""
+    raise MissingFile(f"the folder '{path}' has no config.json and no GGUF file, so it is not a model.", hint)
 
 
 def _begins_with(path: Path, *magics: bytes) -> bool:

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from kobza.core.errors import BadValue, NotFinite, OutOfRange
-from kobza.core.figure import Figure
 from kobza.core.files import sha256
 from kobza.core.progress import Task, task
 from kobza.core.table import Table
@@ -33,7 +32,7 @@ from kobza.models.model import Model
 from kobza.models.stepping import draw
 from kobza.training.parts import checkpoints, optimizers, sizing
 from kobza.training.parts.corpus import Given, Held
-from kobza.training.parts.log import Log
+from kobza.training.parts.log import Log, curves
 from kobza.training.parts.losses import mean_loss
 from kobza.training.parts.precision import autocast, first_not_finite, has_bfloat16
 from kobza.training.parts.ranks import Sharding, cut_like, ranks, whole
@@ -42,6 +41,9 @@ from kobza.training.parts.schedules import Budget, budget, rate_at
 __all__ = ["Given", "Job", "Plan", "Run", "autocast", "held_bits", "plan", "run"]
 
 SAMPLED = 4  # looks between two texts that the model writes
+LOOKS = 12  # of a run, where nobody says otherwise
+SHARE = 0.2  # of a budget of seconds that looks may take
+TOLD = 0.1  # seconds between two words on progress
 UNITS = {
     "seconds": "s", "tokens": "tokens", "loss": "nats", "held": "bit/B", "held_all": "bit/B",
     "tokens_per_second": "tokens/s",
@@ -60,7 +62,7 @@ class Plan:
         clip: norm to which longer gradients are shortened, 0 leaves them.
         accumulate: batches of one update.
         precision: "auto" (bfloat16 products where the processor has them), "float32" or "bfloat16".
-        evaluate: updates between two looks at the held-out text, 0: a twelfth of the steps.
+        evaluate: updates between two looks at the held-out text, 0: a twelfth of the steps, or else of the seconds.
         checkpoint: updates between two checkpoints, 0: at every look.
         patience: looks without a new minimum before the run ends, 0: never; then the best weights are returned.
         sharded: cut parameters, gradients and optimizer state among the ranks (adamw).
@@ -88,7 +90,7 @@ class Plan:
     @property
     def looks(self) -> int:
         """Updates between two looks at the held-out text."""
-        return self.evaluate or max(1, (self.budget.steps or 1200) // 12)
+        return self.evaluate or max(1, (self.budget.steps or 1200) // LOOKS)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -151,8 +153,8 @@ class Run:
     Attributes:
         model: the trained model.
         history: one row per look: step, seconds, tokens, loss, held-out bits per byte without and with repeated parts.
-        facts: prediction and what happened: parameters, seconds per step, peak memory, bytes of optimizer state, why it
-            ended, the leak of the split, notes on the data.
+        facts: prediction and what happened: parameters, seconds per step (without looks and checkpoints), peak memory,
+            bytes of optimizer state, why it ended, the leak of the split, notes on the data, a text written at the end.
         adapter: where one was trained.
     """
 
@@ -228,6 +230,7 @@ class _Loop:
         self.program = max(0, sizing.held_bytes() - weights)  # what the process holds beside the training
         self.losses: list[Tensor] = []
         self.began = time.monotonic()
+        self.spent, self.next_look, self.told = 0.0, 0.0, 0.0  # seconds of updates, of the next look, of the last word
         self.since = (0, 0.0)  # tokens and seconds at the last row
         self.why = ""
         with torch.random.fork_rng(devices=[]):
@@ -247,18 +250,20 @@ class _Loop:
 
     def run(self) -> tuple[Table, dict[str, Any]]:
         stepping = self.stepper if self.sharding else self.ranks.shared(self.stepper)
-        total = self.how.budget.steps
+        limit = self.how.budget
+        total = limit.steps or (math.ceil(limit.seconds) if limit.seconds else None)
         with task(self.job.label, total) as work, torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.noise)
-            work.done = self.step
             if not self.history:
                 self._look(work)
             while not self._is_over():
+                begin = time.monotonic()
                 self._update(stepping)
+                self.spent += time.monotonic() - begin
                 self._report(work)
-                if self.step % self.how.looks == 0:
+                if is_due := self._is_due():
                     self._look(work)
-                if self.folder and self.step % (self.how.checkpoint or self.how.looks) == 0:
+                if self.folder and (self.step % self.how.checkpoint == 0 if self.how.checkpoint else is_due):
                     self._save()
             if self.step != self.history[-1]["step"]:
                 self._look(work)
@@ -274,6 +279,12 @@ class _Loop:
         if self.how.patience and waited >= self.how.patience:
             self.why = f"no better held-out figure for {waited} looks; the best was at step {self.best['step']}"
         return bool(self.why)
+
+    def _is_due(self) -> bool:
+        limit = self.how.budget
+        if self.how.evaluate or limit.steps or not limit.seconds:
+            return self.step % self.how.looks == 0
+        return self.ranks.agreed(self.seconds) >= self.next_look
 
     def _update(self, stepping: nn.Module) -> None:
         part = self.how.budget.part(self.step, self.ranks.agreed(self.seconds))
@@ -320,10 +331,17 @@ class _Loop:
         )
 
     def _report(self, work: Task) -> None:
-        if self.step % 10 == 0 or self.step == 1:
-            fast = self.tokens / max(self.seconds, 1e-9)
-            held = f"{self.held:.3f} bit/B held out, " if self.held is not None else ""
-            work.step(10 if self.step > 1 else 1, f"loss {float(self.losses[-1]):.3f}, {held}{fast:,.0f} tokens/s")
+        now = time.monotonic()
+        if now - self.told < TOLD:
+            return
+        self.told = now
+        limit = self.how.budget
+        in_seconds = bool(limit.seconds) and not limit.steps
+        work.done = int(self.seconds) if in_seconds else self.step
+        step = f"step {self.step}, " if in_seconds else ""
+        held = f"{self.held:.3f} bit/B held out, " if self.held is not None else ""
+        fast = self.tokens / max(self.seconds, 1e-9)
+        work.step(0, f"{step}loss {float(self.losses[-1]):.3f}, {held}{fast:,.0f} tokens/s")
 
     def _look(self, work: Task) -> None:
         """Measure the held-out text and add a row to the history."""
@@ -345,6 +363,8 @@ class _Loop:
                 self.job.module.eval()
                 row["sample"] = self.stepper(self.job.sample)
         self.since = (self.tokens, self.seconds)
+        pause = max((self.how.budget.seconds or 0.0) / LOOKS, (self.seconds - seconds) / SHARE)
+        self.next_look = self.ranks.agreed(self.seconds + pause)
         self.history.append(row)
         self.log.write(row)
         work.step(0, f"held out {row['held']:.4f} bit/B" if "held" in row else "")
@@ -409,14 +429,15 @@ class _Loop:
             with torch.no_grad():
                 for name, p in self.trained.items():
                     p.copy_(last[name])
+        self.job.module.eval()
+        sample = None if self.job.sample is None else self.stepper(self.job.sample)
         state_bytes, count = optimizers.state_bytes(self.optimizer), sum(p.numel() for p in self.trained.values())
         if self.sharding:
             self.sharding.undone()
-        self.job.module.eval()
         updates = self.step - getattr(self, "resumed", 0)
         facts = {
             "ended": self.why, "steps": self.step, "seconds": self.seconds,
-            "seconds_per_step": (self.seconds - self.before) / max(updates, 1), "best_step": self.best.get("step"),
+            "seconds_per_step": self.spent / max(updates, 1), "best_step": self.best.get("step"), "sample": sample,
             "optimizer_state_bytes": state_bytes, "peak_bytes": sizing.peak_bytes(),
             "taken_bytes": max(0, sizing.peak_bytes() - self.program),
             "trained_parameters": count, "ranks": self.ranks.world,
@@ -448,21 +469,6 @@ def held_bits(module: Any, held: Held, *, context: int, start: int | None = None
     count = int(held.fresh.sum())
     fresh = float((bits.double() * held.fresh / held.sizes.clamp(min=1)).sum() / count) if count else every
     return {"held": fresh, "held_all": every}
-
-
-def curves(history: Table) -> list[Figure]:
-    """Return a figure of training loss and held-out bits per byte over the steps."""
-    series = []
-    for name, label in (("loss", "training loss [nats/token]"), ("held", "held out [bit/B]")):
-        rows = [row for row in history.rows if row.get(name) is not None]
-        if len(rows) > 1:
-            series.append({"name": label, "x": [row["step"] for row in rows], "y": [row[name] for row in rows]})
-    if not series:
-        return []
-    caption = (
-        "Means over the steps between two looks; the held-out text leaves out what also stands in the training part."
-    )
-    return [Figure("lines", {"series": series}, title=history.title, caption=caption, x="step", y="nats or bit/B")]
 
 
 @torch.no_grad()

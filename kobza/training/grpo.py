@@ -102,7 +102,7 @@ def train(
         accumulate: batches of one update [count, 1 ..].
         precision: of the matrix products; "auto" is bfloat16 where the processor multiplies it.
         held: share of the prompts that is held out [fraction, 0 .. below 1].
-        evaluate: updates between two looks at the held-out prompts [count, 0 ..]; 0: a twelfth of the steps.
+        evaluate: updates between two looks at the held-out prompts [count, 0 ..]; 0: a twelfth of the budget.
         folder: where checkpoints and the log go; the same call goes on from there.
         log: further logs, "tensorboard" or "wandb".
         seed: of batches, answers and adapter [0 ..].

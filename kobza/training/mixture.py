@@ -72,7 +72,7 @@ def train(
         rate: highest learning rate [per step, 0 ..]; 0: by the width.
         precision: of the matrix products; "auto" is bfloat16 where the processor multiplies it.
         held: share of each domain that is held out [fraction, 0 < .. below 1].
-        evaluate: updates between two looks at the held-out parts [count, 0 ..]; 0: a twelfth of the steps.
+        evaluate: updates between two looks at the held-out parts [count, 0 ..]; 0: a twelfth of the budget.
         seed: of weights and batches [0 ..].
         tell: is told what is being done.
 

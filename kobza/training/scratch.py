@@ -110,7 +110,7 @@ def train(
         precision: of the matrix products; "auto" is bfloat16 where the processor multiplies it.
         alphabet: let the samples on the way consist of the training text's characters alone.
         held: share of the text that is held out, its end [fraction, 0 .. below 1].
-        evaluate: updates between two looks at the held-out part [count, 0 ..]; 0: a twelfth of the steps.
+        evaluate: updates between two looks at the held-out part [count, 0 ..]; 0: a twelfth of the budget.
         patience: looks without a new minimum after which the run ends with the best weights [count, 0 ..]; 0: never.
         sharded: cut weights, gradients and optimizer state among the ranks that torchrun started (adamw).
         folder: where checkpoints and the log go; the same call goes on from there.
@@ -149,7 +149,7 @@ def train(
     foreseen = sizing.predict(
         module, tokens=tokens, optimizer=optimizer, precision=how.dtype, calls=accumulate, context=windows.context
     )
-    for line in (str(foreseen), *remarks(data.part, tokenizer, data.whole)) if tell is not None else ():
+    for line in (foreseen.told(how.budget), *remarks(data.part, tokenizer, data.whole)) if tell is not None else ():
         tell(line)  # type: ignore[misc]
     label = f"{kind} {sizes.layers} x {sizes.width}"
     seen = corpus.Held.of(data.part, tokenizer)

@@ -69,7 +69,7 @@ def train(
         accumulate: batches of one update [count, 1 ..].
         precision: of the matrix products; "auto" is bfloat16 where the processor multiplies it.
         held: share that is held out [fraction, 0 .. below 1].
-        evaluate: updates between two looks at the held-out part [count, 0 ..]; 0: a twelfth of the steps.
+        evaluate: updates between two looks at the held-out part [count, 0 ..]; 0: a twelfth of the budget.
         patience: looks without a new minimum after which the run ends with the best weights [count, 0 ..]; 0: never.
         sharded: cut weights, gradients and optimizer state among the ranks that torchrun started (adamw).
         folder: where checkpoints and the log go; the same call goes on from there.

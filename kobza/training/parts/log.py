@@ -1,4 +1,4 @@
-"""The log of a run: CSV always, TensorBoard and Weights & Biases where they are installed and asked for."""
+"""The log of a run: CSV always, TensorBoard and Weights & Biases where they are installed and asked for; its curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kobza.core.errors import BadValue, MissingExtra, UnknownName
+from kobza.core.figure import Figure
 from kobza.core.files import write_atomic
+from kobza.core.table import Table
 
 COLUMNS = ("step", "seconds", "tokens", "loss", "held", "held_all", "tokens_per_second", "rate", "norm")
 Row = dict[str, Any]
@@ -143,3 +145,18 @@ def _lines(columns: Sequence[str], rows: Sequence[Row], *, head: bool) -> str:
 
 def _numbers(row: Row) -> dict[str, float]:
     return {key: value for key, value in row.items() if isinstance(value, int | float)}
+
+
+def curves(history: Table) -> list[Figure]:
+    """Return a figure of training loss and held-out bits per byte over the steps."""
+    series = []
+    for name, label in (("loss", "training loss [nats/token]"), ("held", "held out [bit/B]")):
+        rows = [row for row in history.rows if row.get(name) is not None]
+        if len(rows) > 1:
+            series.append({"name": label, "x": [row["step"] for row in rows], "y": [row[name] for row in rows]})
+    if not series:
+        return []
+    caption = (
+        "Means over the steps between two looks; the held-out text leaves out what also stands in the training part."
+    )
+    return [Figure("lines", {"series": series}, title=history.title, caption=caption, x="step", y="nats or bit/B")]

@@ -11,6 +11,7 @@ the vocabulary, the updates and the many small calls weigh more than that rule s
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from kobza.training.parts.losses import rows_at_once
 from kobza.training.parts.optimizers import is_inner
+from kobza.training.parts.schedules import Budget
 
 MOMENTS = {"adamw": 2, "muon": 1.2, "adafactor": 0.1, "schedule_free": 2, "galore": 0.7}  # numbers per weight
 _CALLS = 1000  # additions of a few numbers that take as long as the calls of a block, forward and backward
@@ -55,6 +57,27 @@ class Sizing:
             f"{self.trained:,} of {self.parameters:,} parameters are trained; about {self.bytes / 1e6:,.0f} MB beside "
             f"the program, {self.seconds:.3f} s a step"
         )
+
+    def told(self, limit: Budget) -> str:
+        """Return the prediction with what it means for a whole run, without looks and checkpoints."""
+        if limit.steps and not limit.seconds:
+            return f"{self}, {_lasting(limit.steps * self.seconds)} for {limit.steps:,} steps"
+        if limit.seconds:
+            steps = limit.seconds / max(self.seconds, 1e-9)
+            most = min(steps, limit.steps or math.inf)
+            return f"{self}, {most:,.0f} steps in {_lasting(min(limit.seconds, most * self.seconds))}"
+        return str(self)
+
+
+def _lasting(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> _lasting(40), _lasting(600), _lasting(9000)
+    ('40 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def predict(

@@ -148,7 +148,7 @@ def run(
     foreseen = sizing.predict(
         policy.module, tokens=tokens, optimizer=how.optimizer, precision=how.dtype, calls=calls * how.accumulate
     )
-    for line in (str(foreseen), *(notes or ())) if tell is not None else ():
+    for line in (foreseen.told(how.budget), *(notes or ())) if tell is not None else ():
         tell(line)  # type: ignore[misc]
     history, facts = base.run(job, how, folder=folder or None, log=tuple(log or ()))
     model, adapter = policy.finished(technique, options, how.seed)
