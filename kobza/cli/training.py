@@ -11,7 +11,7 @@ import typer
 
 from kobza.cli import show, spec
 from kobza.cli.frame import command
-from kobza.core.errors import BadValue
+from kobza.core.errors import BadValue, OutOfRange
 
 if TYPE_CHECKING:
     from kobza.core.result import Result
@@ -172,7 +172,16 @@ def _vocabulary(words: str, text: str) -> Any:
     from kobza.training.parts import corpus
 
     part = corpus.split(corpus.documents(text)[0], 0.1)
-    return pairs.train(part.train, size=int(words), special=(), name=f"pairs{words}")
+    pieces, size = pairs.pieces(part.train, "gpt2"), int(words)
+    how: dict[str, Any] = {"pattern": "gpt2", "special": ()}
+    try:
+        return pairs.from_words(pieces, size=size, name=f"pairs{size}", **how)
+    except OutOfRange:
+        most = 256 + len(pairs.merges(pieces, size - 256))
+        if size < 256 or most >= size:
+            raise
+        _tell(f"the text is short: it allows a vocabulary of {most:,} ids, not {size:,}")
+        return pairs.from_words(pieces, size=most, name=f"pairs{most}", **how)
 
 
 def _tell(line: str) -> None:

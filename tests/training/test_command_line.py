@@ -45,6 +45,21 @@ def test_tune_writes_the_merged_model_and_the_adapter(tmp_path: Path, capsys: An
     assert merged.matrix("blocks.0.attn.q").allclose(tuned.matrix("blocks.0.attn.q"), atol=1e-6)
 
 
+def test_a_short_text_gets_the_vocabulary_it_allows(capsys: Any) -> None:
+    words = ["train", "topics[:2000]", "--budget", "1steps", "--set", SMALL, "--quiet"]
+    assert main(words) == 0
+    assert "it allows a vocabulary of" in told(capsys)[1]
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path: Path, capsys: Any) -> None:
+    words = ["train", "topics[:6000]", "--vocabulary", "bytes", "--set", f"{SMALL},schedule=constant", "--quiet"]
+    for steps in ("2steps", "4steps"):
+        assert main([*words, "--budget", steps, "--save", str(tmp_path)]) == 0
+    err = told(capsys)[1]
+    assert f"goes on from '{tmp_path / 'run' / 'step-00000002'}'" in err
+    assert f"kobza say '{tmp_path / 'model'}'" in err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -102,6 +102,18 @@ def test_repeated_samples_are_pointed_out() -> None:
     assert corpus.documents(["a", "b", "a"])[1] == ["1 of 3 samples stand there more than once"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("words", ["the wide Dnipro roars", "реве та стогне Дніпр широкий"])
+def test_two_bytes_a_character_are_known_without_their_mark(encoding: str, words: str) -> None:
+    named = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    with pytest.raises(BadValue, match=named):
+        corpus.documents(words.encode(encoding))
+
+
+def test_a_text_with_a_zero_byte_is_a_text() -> None:
+    assert corpus.documents(b"one\0two three four")[0] == ["one\0two three four"]
+
+
 def test_a_text_in_another_encoding_is_refused_with_its_first_byte() -> None:
     with pytest.raises(BadValue, match=r"byte 0xd0 at 0.*CP1251"):
         corpus.documents(Text("poem", "Реве".encode("cp1251")))

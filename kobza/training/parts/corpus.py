@@ -10,6 +10,7 @@ Source: deduplication before splitting, Lee et al. (2022), arXiv:2107.06499, who
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,17 +111,35 @@ def decoded(text: Text) -> str:
     """Return a text as a string.
 
     Raises:
-        BadValue: it is not UTF-8; the message names the byte and the likely encoding.
+        BadValue: it is not UTF-8, or by accident alone; the message names the byte and the likely encoding.
     """
+    likely = _wide(text.data)
     try:
-        return text.data.decode("utf-8-sig")
+        found = text.data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        likely = "UTF-16" if text.data[:2] in (b"\xff\xfe", b"\xfe\xff") else "CP1251 or Latin-1"
-        raise BadValue(
-            f"the text {text.name!r} is not UTF-8: byte 0x{text.data[error.start]:02x} at {error.start}; it is "
-            f"perhaps {likely}.",
-            "Convert it first: iconv -f ENCODING -t UTF-8 IN > OUT",
-        ) from None
+        seen = f"byte 0x{text.data[error.start]:02x} at {error.start}"
+        raise _foreign(text, f"is not UTF-8: {seen}", likely or "CP1251 or Latin-1") from None
+    if likely:
+        raise _foreign(text, f"has {text.data.count(0):,} zero bytes", likely)
+    return found
+
+
+def _foreign(text: Text, what: str, likely: str) -> BadValue:
+    message = f"the text {text.name!r} {what}; it is perhaps {likely}."
+    return BadValue(message, "Convert it first: iconv -f ENCODING -t UTF-8 IN > OUT")
+
+
+def _wide(data: bytes) -> str:
+    """Return the encoding of two bytes a character that bytes seem to have, or nothing: every second byte is one of two,
+    that of Latin letters and spaces or that of the script."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "UTF-16"
+    sample = data[: 1 << 16]
+    for name, high in (("UTF-16LE", sample[1::2]), ("UTF-16BE", sample[::2])):
+        common = Counter(high).most_common(2)
+        if len(high) > 1 and 0 in dict(common) and sum(n for _, n in common) > 0.9 * len(high):
+            return name
+    return ""
 
 
 def rows(source: Any, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
