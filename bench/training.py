@@ -1,8 +1,9 @@
 """Training: steps of the poems GPT against the notebook loop, the loss of the head in pieces, steps against the peers.
 
-    .venv/bin/python bench/training.py [PYTHON OF AN ENVIRONMENT WITH TRL AND PEFT] [--page]
+    .venv/bin/python bench/training.py [PYTHON OF AN ENVIRONMENT WITH TRL AND PEFT] [TABLE ...] [--page]
 
-Peers are transformers' Trainer and TRL (`_training_peer.py`); --page puts the tables into docs/training.md.
+Tables: poems, head, foresight, module (the same module by a plain loop, transformers' Trainer and kobza), trl. Ratios
+are those of one table. --page puts the tables into docs/training.md.
 
 The notebook loop has one linear layer per head, masks by hand, AdamW without fusion, float32 and all 200,019 ids. CPU
 seconds of one thread; peak memory is that of a process of its own. Wanted: 20x per step against the notebook loop, 10x
@@ -26,7 +27,6 @@ import torch
 from torch import nn
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
-MADE, END = "<!-- made by bench/training.py -->", "<!-- end of what it made -->"
 IDS, TRIMMED, D, H, N, T, B = 200_019, 5_038, 256, 8, 12, 32, 8
 ROUNDS = 4
 
@@ -320,20 +320,34 @@ def foresight() -> str:
     return table(("model", "CPU ms a step", "foreseen", "ratio", "MB", "foreseen", "ratio"), rows)
 
 
+def put(name: str, made: str) -> None:
+    """Write a table between its marks into the page."""
+    begin, end = f"<!-- {name}: made by bench/training.py -->", f"<!-- end of {name} -->"
+    before, mark, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    if not mark:
+        raise SystemExit(f"{PAGE} has no place for {name!r}: {begin} ... {end}")
+    PAGE.write_text(f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def main() -> None:
-    """Print all tables, and with --page write them into the page."""
-    peers = [word for word in sys.argv[1:] if word != "--page"]
-    tables = [poems(), pieces(), foresight()]
-    if peers:
+    """Print the tables that were named, all if none was; with --page write them into the page."""
+    names = [word for word in sys.argv[1:] if word in TABLES]
+    peers = [word for word in sys.argv[1:] if word not in TABLES and word != "--page"]
+    for name in names or TABLES:
+        if name in PEERS and not peers:
+            print(f"{name}: skipped, no environment with TRL was named")
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            tables += [same_module(peers[0], Path(folder, "gpt2")), against_trl(peers[0], Path(folder, "smollm2"))]
-    else:
-        print("against transformers.Trainer and TRL: skipped, no environment with TRL was named")
-    made = "\n\n".join(tables)
-    print(made)
-    if "--page" in sys.argv:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MADE)
-        PAGE.write_text(f"{before}{MADE}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+            made = TABLES[name](peers[0], Path(folder)) if name in PEERS else TABLES[name]()
+        print(f"{made}\n", flush=True)
+        if "--page" in sys.argv:
+            put(name, made)
+
+
+PEERS = ("module", "trl")  # tables that need the environment
+TABLES: dict[str, Callable[..., str]] = {
+    "poems": poems, "head": pieces, "foresight": foresight, "module": same_module, "trl": against_trl,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -130,8 +130,10 @@ def _foreign(text: Text, what: str, likely: str) -> BadValue:
 
 
 def _wide(data: bytes) -> str:
-    """Return the encoding of two bytes a character that bytes seem to have, or nothing: every second byte is one of two,
-    that of Latin letters and spaces or that of the script."""
+    """Return the encoding of two bytes a character that bytes seem to have, or nothing.
+
+    Every second byte is one of two then: zero, that of Latin letters and spaces, or that of the script.
+    """
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "UTF-16"
     sample = data[: 1 << 16]
