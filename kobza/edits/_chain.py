@@ -32,6 +32,17 @@ def constant(states: Tensor) -> Tensor:
     return torch.linalg.solve(gram, states.mean(0))
 
 
+def beginnings(splits: Sequence[Sequence[int]], limit: int) -> dict[tuple[int, ...], set[int]]:
+    """Return the beginnings s1 .. sj that most splits share, at most `limit`, and the parts that follow each."""
+    wanted: dict[tuple[int, ...], set[int]] = {}
+    shared: Counter[tuple[int, ...]] = Counter()
+    for parts in splits:
+        for j in range(1, len(parts)):
+            wanted.setdefault(tuple(parts[:j]), set()).add(parts[j])
+            shared[tuple(parts[:j])] += 1
+    return {beginning: wanted[beginning] for beginning, _ in shared.most_common(limit)}
+
+
 @torch.inference_mode()
 def continuations(model: Model, splits: Sequence[Sequence[int]], limit: int) -> tuple[Tensor, Tensor]:
     """Return log P(s2 .. sk | s1) of every split, and the states it was read from.
@@ -42,13 +53,8 @@ def continuations(model: Model, splits: Sequence[Sequence[int]], limit: int) -> 
     Returns:
         (logs [nats] (N,), never below FLOOR; states (P, D)).
     """
-    wanted: dict[tuple[int, ...], set[int]] = {}
-    shared: Counter[tuple[int, ...]] = Counter()
-    for parts in splits:
-        for j in range(1, len(parts)):
-            wanted.setdefault(tuple(parts[:j]), set()).add(parts[j])
-            shared[tuple(parts[:j])] += 1
-    order = sorted((beginning for beginning, _ in shared.most_common(limit)), key=len)  # equal lengths together
+    wanted = beginnings(splits, limit)
+    order = sorted(wanted, key=len)  # equal lengths together
     start = [] if model.tokenizer.start_id is None else [model.tokenizer.start_id]
     logs: dict[tuple[int, ...], float] = {}
     states = []

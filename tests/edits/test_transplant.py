@@ -10,7 +10,7 @@ import torch
 
 from kobza.core.errors import EmptyText, KobzaError
 from kobza.core.texts import text
-from kobza.edits import _chain, _distilling, _rows, transplant
+from kobza.edits import _chain, _contexts, _distilling, _rows, transplant
 from kobza.measures import bits_per_byte
 from kobza.models import forward
 from kobza.models.tiny import PARAGRAPH
@@ -102,6 +102,47 @@ def test_a_chain_is_the_probability_of_the_later_parts_after_the_first(tiny: Any
     assert states.shape == (3, tiny.width)
     few, _ = _chain.continuations(tiny, splits, 1)  # only the beginning that two tokens share
     assert torch.allclose(few, rows[1, 80] * torch.tensor([1.0, 2, 1, 0]), atol=1e-5)
+
+
+def test_branches_of_a_tree_are_read_as_texts_of_their_own(tiny: Any) -> None:
+    run, splits = [tiny.tokenizer.start_id, 60, 61, 62, 63], [[70, 80], [70, 80, 90], [71, 81]]
+    reader, wanted = _contexts.Reader(tiny, torch.float32), _chain.beginnings(splits, 100)
+    assert reader.can_branch()
+    trees = {70: [(70,), (70, 80)], 71: [(71,)]}
+    places = [_contexts.Place(0, 4), _contexts.Place(0, 2)]
+    with torch.inference_mode():
+        said = _contexts._read(reader, [run], dict.fromkeys(trees, places), trees, wanted)
+    for place in places:
+        behind = forward.logits(tiny, torch.tensor([[*run[: place.at + 1], 70, 80]]))[0, place.at + 1 :].log_softmax(-1)
+        assert said[70, place][70, 80] == pytest.approx(float(behind[0, 80]), abs=1e-5)
+        assert said[70, place][70, 80, 90] == pytest.approx(float(behind[1, 90]), abs=1e-5)
+    found = _contexts._joined(splits, dict.fromkeys(trees, places), said).exp()
+    whole = torch.tensor([sum(said[70, place].values()) for place in places]).exp()
+    assert float(found[1]) == pytest.approx(float(whole.sum()), rel=1e-4)
+
+
+def test_chances_behind_the_start_alone_are_continuations(tiny: Any) -> None:
+    splits = [[70, 80], [70, 80, 90], [71, 72], [73]]
+    reader, wanted = _contexts.Reader(tiny, torch.float32), _chain.beginnings(splits, 100)
+    trees = {70: [(70,), (70, 80)], 71: [(71,)]}
+    start = {first: [_contexts.Place(0, 0)] for first in trees}
+    with torch.inference_mode():
+        said = _contexts._read(reader, [[tiny.tokenizer.start_id]], start, trees, wanted)
+    plain, _ = _chain.continuations(tiny, splits, 100)
+    assert torch.allclose(_contexts._joined(splits, start, said), plain, atol=1e-5)
+    options: Any = {"places": 1, "limit": 100, "dtype": torch.float32, "seed": 0}
+    assert torch.equal(_contexts.chances(tiny, splits, [], windows=0, **options)[0], plain)
+
+
+def test_places_are_drawn_in_proportion_to_the_probability_of_the_part_there(tiny: Any) -> None:
+    reader = _contexts.Reader(tiny, torch.float32)
+    with torch.inference_mode():
+        states = reader.states([60, 61, 62, 63, 64], range(-1, 4)) * 8  # far apart
+        wanted = reader.logs(states)[:, 70].softmax(0)
+        drawn = [_contexts.draw(tiny, reader, [states], {70: 1}, 1, seed)[70][0].at for seed in range(400)]
+    found = torch.bincount(torch.tensor(drawn), minlength=5) / len(drawn)
+    assert float(wanted.max() - wanted.min()) > 0.1
+    assert torch.allclose(found, wanted, atol=0.08)
 
 
 def test_a_constant_direction_adds_a_constant_to_logits() -> None:
