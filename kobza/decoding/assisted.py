@@ -5,6 +5,8 @@ Source: Leviathan, Kalman & Matias (2022), arXiv:2211.17192; Chen et al. (2023),
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,9 @@ def generate(
         model: the model.
         prompt: a text, or messages {"role", "content"} for its chat template.
         tokens: tokens at most [tokens, 1 ..].
-        assistant: the model that proposes, as `kobza.open` takes it; "gguf": the model's own quantized file run by
-            llama.cpp; "self": the model itself, a control of which everything is accepted and nothing gained.
+        assistant: the model that proposes, as `kobza.open` takes it, a GGUF file run by llama.cpp where that is
+            installed; "gguf": the model's own quantized file; "self": the model itself, a control of which everything
+            is accepted and nothing gained.
         draft: tokens proposed at once [tokens, 1 ..].
         temperature: divides the logits of both; 0 is greedy [ratio, 0 ..].
         stop: texts that end the generation.
@@ -72,7 +75,8 @@ def _assistant(model: Model, name: str) -> tuple[Model, str]:
             f"{model.vocabulary}: a draft needs the same vocabulary.",
             "Take a smaller model of the same family.",
         )
-    return small, ""
+    is_run = small.origin.kind == "gguf" and importlib.util.find_spec("llama_cpp") is not None
+    return small, "llama" if is_run else ""
 
 
 class Assistant(Plain):
@@ -98,8 +102,9 @@ class Assistant(Plain):
             self._read = text
             shaped = self.shape(logits, text, session.prompt_tokens)
             draft.append(self.shape.pick(shaped, self._generator))
-            likely.append(shaped.softmax(-1))
-        return draft, torch.stack(likely) if likely and self.shape.temperature else None
+            if self.shape.temperature:
+                likely.append(shaped.softmax(-1))
+        return draft, torch.stack(likely) if likely else None
 
 
 def _common(one: list[int], other: list[int]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -96,9 +97,11 @@ class LlamaStepper:
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
         params.n_seq_max, params.kv_unified, params.no_perf = 2 * ROWS, True, True
         try:
-            return self._internals.LlamaContext(model=self._weights, params=params, verbose=False)
+            context = self._internals.LlamaContext(model=self._weights, params=params, verbose=False)
         except ValueError:
             raise OutOfMemory(f"llama.cpp found no room for a cache of {params.n_ctx} positions.") from None
+        weakref.finalize(self, context.close)  # the weights, which outlive this run, would hold the cache for ever
+        return context
 
     def feed(self, ids: Ids, *, keep: int = 1) -> Tensor:
         """Read more tokens; see `Steps.feed`.

@@ -310,6 +310,9 @@ def test_llama_cpp_steps_as_its_own_whole_run(smollm2: Any) -> None:
     assert int(first.argmax()) == int(exact.argmax())
     with pytest.raises(BadValue, match="reads out no layer"):
         run.feed_layers([[1], [1]], [3])
+    held: Any = twin._context  # type: ignore[attr-defined]
+    del twin
+    assert held.ctx is None  # its cache went with the run
     edited = smollm2.fork(change=__import__("kobza.models.model", fromlist=["Change"]).Change("x"))
     with pytest.raises(BadValue, match="was edited"):
         steps(edited, backend="llama")
