@@ -86,6 +86,9 @@ CASES = (
     Case("hybrid", {"method": "hybrid"}, SMALL),
     Case("hybrid with MiniLM", {"method": "hybrid", "space": "minilm"}, SMALL),
     Case("fitted", {"method": "fitted"}),
+    Case("chained without contexts", {"method": "chained", "contexts": 0}),
+    Case("chained without contexts + 12 updates", {"method": "chained", "contexts": 0, "steps": 12}, ("r50k_base",)),
+    Case("chained without contexts + 40 updates", {"method": "chained", "contexts": 0, "steps": 40}, SMALL),
     Case("chained (default)", {"method": "chained"}),
     Case("chained + 12 updates", {"method": "chained", "steps": 12}, ("r50k_base",)),
     Case("chained + 40 updates", {"method": "chained", "steps": 40}),
@@ -133,7 +136,7 @@ class Bench:
         """Move the model, split the change by cause on both texts, append the line."""
         options = dict(case.options)
         vocabulary = self.vocabulary(name)
-        if options.get("steps"):
+        if options["method"] == "chained":
             options["calibration"] = self.articles
         began = time.process_time()
         moved = transplant.onto(self.model, vocabulary, **options)

@@ -2,14 +2,16 @@
 
 Ways to make a row: *fitted* (a linear map from the rows of a token's parts to its own, learned by ridge regression on
 the tokens that the old vocabulary itself merged from parts); *chained* (fitted at the input; at the output the row of
-the first part, lowered by what the original says of the parts behind it: both ends differ then); the mean of the parts,
-nearest neighbors in a space of similarity, the hybrid of parts and neighbors; the controls mean and random. Nothing
-else than the model is needed; a sentence embedder can serve as the space of similarity. Optional second stage: rows of
-tokens, and nothing else, learn to give what the original model gives (`steps`).
+the first part, lowered by what the original says of the parts behind it, and rows of tokens that inherit from lost ones
+raised: both ends differ then); the mean of the parts, nearest neighbors in a space of similarity, the hybrid of parts
+and neighbors; the controls mean and random. Nothing else than the model is needed; a sentence embedder can serve as the
+space of similarity. Optional second stage: rows of tokens, and nothing else, learn to give what the original model
+gives (`steps`).
 
 Sources: mean of parts: Gee et al. (2022), arXiv:2206.02767; the hybrid with its constants: TokenAdapt, Sharma et al.
 (2025), arXiv:2505.09738; learning where both vocabularies agree, in another form: Goddard & Fernandes Neto (2025),
-arXiv:2506.06607; distillation: Hinton et al. (2015), arXiv:1503.02531. Fitted map, chain and offset are of kobza's own.
+arXiv:2506.06607; distillation: Hinton et al. (2015), arXiv:1503.02531. Fitted map, chain, heirs and offset are of
+kobza's own.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from kobza.core.errors import BadValue
 from kobza.core.texts import Text
-from kobza.edits import _chain, _contexts, _distilling, _rows, base
+from kobza.edits import _chain, _contexts, _distilling, _heirs, _rows, base
 from kobza.edits._causes import causes as causes
 from kobza.edits.base import CALIBRATION
 from kobza.models.model import Change, Model
@@ -67,7 +69,8 @@ def apply(
             (1 - weight) parts + weight neighbors.
         share: of the fitted row in a chained one at the output [fraction, 0 .. 1].
         beginnings: beginnings of new tokens that the original reads for chained [count, 1 ..].
-        contexts: windows of the calibration texts behind which it reads them, besides its start token [count, 0 ..].
+        contexts: windows of the calibration texts behind which it reads them, besides its start token; with them, the
+            output rows of tokens that inherit from lost ones change too [count, 0 ..].
         places: in these windows, that each first part of new tokens is read at; up to 16 where more than 16 new
             tokens share it for each place [count, 1 ..].
         space: where tokens are compared by hybrid and neighbors. own: the model's input table, a new token as the
@@ -172,6 +175,7 @@ class Maker:
         self.model, self.new, self.found, self.options, self.seed = model, new, found, options, seed
         self.texts = texts
         self.splits = [found.parts[id] for id in found.composed]
+        self._states: Tensor | None = None  # behind tokens of the texts, once chained rows have been asked for
         self._kept: tuple[Tensor, Tensor] | None = None  # a table and its fitted rows: both ends of a tie ask for them
 
     def table(self, end: str) -> Tensor:
@@ -184,6 +188,11 @@ class Maker:
             lost = ~torch.isfinite(rows).all(1)
             rows[lost] = W.mean(0)  # a guard: one row that is not a number would spoil every prediction
             table[self.found.composed] = rows
+            if self._states is not None:
+                same = torch.tensor(self.found.same)
+                first = _distilling.firsts(self.new, self.model.tokenizer, self.found)
+                ids, change = _heirs.changes(self.model, table, self._states, first, same)
+                table[ids] += change
         return table
 
     def _rows(self, W: Tensor) -> Tensor:
@@ -207,6 +216,7 @@ class Maker:
         )  # fmt: skip
         if not len(states):
             return fitted  # every new token is one old token that lacks some of its bytes
+        self._states = states if self.options["contexts"] else None
         chained = W[[parts[0] for parts in self.splits]] + logs[:, None] * _chain.constant(states)
         share = self.options.get("share", 0.25)
         return share * fitted + (1 - share) * chained
