@@ -25,7 +25,7 @@ from kobza.models.attention import depths, lineage
 from kobza.models.model import Model
 from kobza.models.states import body, head
 
-WINDOW = 64  # tokens of a window of the text
+WINDOW = 128  # tokens of a window of the text
 MOST, EACH = 16, 16  # places that a first part gets at most; tokens that share it for each of them
 BRANCHES = 256  # tokens of branches read at once
 ROWS = 512  # states whose logits are held at once

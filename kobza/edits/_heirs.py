@@ -1,4 +1,4 @@
-"""Tokens that inherit: where the new vocabulary lacks an old token, the first token of its bytes is said there.
+"""Copied tokens that inherit: where the new vocabulary lacks an old token, the first token of its bytes is said there.
 
 "▁inaugurated" becomes "▁inaug" and "urated", so the output row of "▁inaug" must say yes wherever the longer one was
 expected. What an heir should get at a place is known: its own probability and that of all it inherits. Its row is
@@ -33,7 +33,7 @@ def changes(model: Model, table: Tensor, states: Tensor, first: Tensor, same: Te
         first: of every old token, the first of the new tokens that say its bytes (V,).
         same: of every new token, the old one that it is, or -1 (V').
     """
-    lost = torch.nonzero(same[first] != torch.arange(len(first)))[:, 0]
+    lost = torch.nonzero((same[first] != torch.arange(len(first))) & (same[first] >= 0))[:, 0]
     ids, heir = first[lost].unique(return_inverse=True)
     if not len(ids):
         return ids, table.new_zeros(0, table.shape[1])

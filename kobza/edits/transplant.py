@@ -70,7 +70,7 @@ def apply(
         share: of the fitted row in a chained one at the output [fraction, 0 .. 1].
         beginnings: beginnings of new tokens that the original reads for chained [count, 1 ..].
         contexts: windows of the calibration texts behind which it reads them, besides its start token; with them, the
-            output rows of tokens that inherit from lost ones change too [count, 0 ..].
+            output rows of copied tokens that inherit from lost ones change too [count, 0 ..].
         places: in these windows, that each first part of new tokens is read at; up to 16 where more than 16 new
             tokens share it for each place [count, 1 ..].
         space: where tokens are compared by hybrid and neighbors. own: the model's input table, a new token as the
