@@ -96,7 +96,11 @@ def tune(
         str, typer.Option(metavar="OBJECTIVE", help="sft, dpo, orpo (prompt, chosen, rejected), grpo (prompt), distil.")
     ] = "sft",
     adapter: Annotated[
-        str, typer.Option(metavar="SPEC", help="lora:rank=8, dora:rank=8, ia3, or none: all weights are trained.")
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="lora:rank=8, dora:rank=8, ia3, the folder of one to go on with, or none: all weights are trained.",
+        ),
     ] = "lora:rank=8",
     budget: Budget = "",
     save: Save = None,
@@ -194,9 +198,14 @@ def _result(run: Any, title: str, save: Path | None) -> Result:
 
     facts = dict(run.facts)
     tables = [run.history]
-    notes = [f"{facts['ended']} ({facts['steps']:,} steps in {facts['seconds']:,.1f} s)", _compared(facts)]
+    notes = [f"{facts['ended']} ({facts['steps']:,} steps in {facts['seconds']:,.1f} s)"]
+    if facts["seconds_per_step"]:  # else all was done before
+        notes.append(_compared(facts))
     if facts.get("sample"):
         notes.append(f"it writes: {facts['sample']!r}")
+    held = [row["held"] for row in run.history.rows if "held" in row]
+    if len(held) > 1 and held[-1] > held[0]:
+        notes.append(f"the held-out figure is worse than at the start ({held[0]:.3f}): a lower rate may help")
     run.history.note = "\n".join(notes)
     result = Result(title, tables=tables, made_by={"facts": facts})
     if save is not None:

@@ -323,7 +323,7 @@ class _Loop:
     def _refuse(self, batch: Any) -> None:
         where = first_not_finite(self.job.module, lambda: self.job.loss(batch), self.how.dtype)
         kept = checkpoints.found(self.folder)[:1] if self.folder else []
-        hint = f"The last good checkpoint is '{kept[0]}'." if kept else "Nothing was saved: give a folder to keep more."
+        hint = f"The last good checkpoint is '{kept[0]}'." if kept else "There is no checkpoint before it."
         raise NotFinite(
             f"{self.job.label}: the loss or a gradient is not finite at step {self.step} (batch drawn from seed "
             f"{self.how.seed}); first in {where}.",

@@ -57,7 +57,7 @@ def train(
             [fraction, 0 .. 1].
         temperature: of both softmaxes; the loss is multiplied by its square [ratio, 0 < ..].
         mix: weight of the teacher; the rest is the loss on the text itself [fraction, 0 .. 1].
-        adapter: "lora:rank=8", "dora", "ia3", or "none": all weights are trained.
+        adapter: "lora:rank=8", "dora", "ia3", the folder of one, or "none": all weights are trained.
         steps: updates [count, 1 ..].
         budget: other limits, beside the steps or instead of them: "300s", "1.65bpb".
         rate: highest learning rate [per step, 0 < ..].

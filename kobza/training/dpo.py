@@ -55,7 +55,7 @@ def train(
         text: rows with "prompt", "chosen" and "rejected", or a file of them.
         beta: how strongly the reference holds [1 / nat, 0 < ..].
         kind: "sigmoid" (DPO), "hinge" (SLiC) or "ipo".
-        adapter: "lora:rank=8", "dora", "ia3", or "none": all weights are trained.
+        adapter: "lora:rank=8", "dora", "ia3", the folder of one, or "none": all weights are trained.
         steps: updates [count, 1 ..].
         budget: other limits, beside the steps or instead of them: "300s", "1.65bpb".
         rate: highest learning rate [per step, 0 < ..].

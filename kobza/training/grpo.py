@@ -91,7 +91,7 @@ def train(
         beta: how strongly the reference holds [fraction, 0 ..].
         clip_ratio: how far the probability of a token may move within an update [fraction, 0 < ..].
         best_of: N, whose best answer the model shall learn to give; 0 takes rewards as they are [count, 0 ..].
-        adapter: "lora:rank=8", "dora", "ia3", or "none": all weights are trained.
+        adapter: "lora:rank=8", "dora", "ia3", the folder of one, or "none": all weights are trained.
         steps: updates [count, 1 ..].
         budget: other limits, beside the steps or instead of them: "300s".
         rate: highest learning rate [per step, 0 < ..].

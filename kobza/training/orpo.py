@@ -54,7 +54,7 @@ def train(
         model: the model to start from; it is not changed.
         text: rows with "prompt", "chosen" and "rejected", or a file of them.
         beta: weight of the odds part [fraction, 0 ..].
-        adapter: "lora:rank=8", "dora", "ia3", or "none": all weights are trained.
+        adapter: "lora:rank=8", "dora", "ia3", the folder of one, or "none": all weights are trained.
         steps: updates [count, 1 ..].
         budget: other limits, beside the steps or instead of them: "300s", "1.65bpb".
         rate: highest learning rate [per step, 0 < ..].

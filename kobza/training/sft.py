@@ -53,7 +53,8 @@ def train(
         model: the model to start from; it is not changed.
         text: a text, or rows with a text column; with `answer` rows with "prompt" and that column.
         answer: column of the answers; the loss then falls on them alone. Empty: plain text.
-        adapter: "lora:rank=8", "dora", "ia3" (see `parts.adapters.Spec`), or "none": all weights are trained.
+        adapter: "lora:rank=8", "dora", "ia3" (see `parts.adapters.Spec`), the folder of one to go on with, or "none":
+            all weights are trained.
         steps: updates [count, 1 ..].
         budget: other limits, beside the steps or instead of them: "300s", "1.65bpb".
         rate: highest learning rate [per step, 0 ..]; 0 is 2e-4 with an adapter, 2e-5 without.

@@ -1,6 +1,7 @@
 """Adapters: PEFT's files and outputs, and bases that come back bit for bit."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 import kobza
 from kobza.core.errors import BadValue, Corrupt, MissingFile, NothingMatched, OutOfRange, UnknownName, WrongTensors
 from kobza.edits import rounding
-from kobza.training import sft
+from kobza.training import dpo, sft
 from kobza.training.parts import adapters
 from kobza.training.parts.adapters import Spec
 
@@ -196,3 +197,24 @@ def test_an_adapter_on_four_bit_codes_learns_what_it_learns_on_the_numbers_they_
     ids = torch.arange(9)[None]
     on = [logits(adapters.attach(base, run.adapter, any_base=True), ids) for run in (on_codes, on_numbers)]
     assert torch.allclose(on[0], on[1], atol=1e-3)
+
+
+def test_training_goes_on_with_the_adapter_of_a_folder(tmp_path: Path, tiny: Any, pairs: Any) -> None:
+    """The reference is the model as it was with that adapter, so the first loss of DPO is ln 2 again."""
+    first = sft.train(tiny, pairs, answer="chosen", steps=3, rate=1e-2, adapter="lora:rank=2")
+    folder = first.adapter.save(tmp_path / "first")
+    second = dpo.train(tiny, pairs, adapter=str(folder), steps=2, rate=1e-2, held=0.0, evaluate=1)
+    assert second.history["loss"][1] == pytest.approx(math.log(2), abs=1e-6)
+    assert second.history["loss"][2] < math.log(2)
+    path = next(iter(first.adapter.numbers))
+    before, after = (run.adapter.numbers[path]["lora_B"] for run in (first, second))
+    assert not torch.equal(before, after)
+    assert after.allclose(before, atol=5e-2)
+
+
+def test_an_adapter_for_another_model_is_refused_before_training(tmp_path: Path, tiny: Any) -> None:
+    folder = sft.train(tiny, TEXT, steps=1).adapter.save(tmp_path / "made")
+    with pytest.raises(WrongTensors, match="other weights"):
+        sft.train(kobza.open("kobzar"), TEXT, adapter=str(folder), steps=1)
+    with pytest.raises(MissingFile, match=r"adapter_config\.json"):
+        sft.train(tiny, TEXT, adapter=f"{tmp_path}/nowhere", steps=1)

@@ -277,6 +277,11 @@ def _is_feed(path: str, modules: Sequence[str] | str) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
+def is_folder(words: str) -> bool:
+    """Whether words name the folder of an adapter rather than a kind: it has one, or there is a slash in its name."""
+    return "/" in words or (Path(words) / CONFIG).is_file()
+
+
 def fresh(model: Model, wanted: Spec, *, seed: int = 0) -> Adapter:
     """Make an adapter that changes nothing yet: B is 0, scales are 1, magnitudes are the norms of the rows.
 
@@ -391,6 +396,25 @@ def off(module: Any) -> Iterator[None]:
     finally:
         for part in found:
             part.is_on = True
+
+
+@contextmanager
+def exchanged(module: Any, numbers: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+    """Run the block with other numbers in the adapter, by path and name."""
+    own = {path: part.numbers for path, part in parts(module).items()}
+    kept = {path: {name: p.data for name, p in found.items()} for path, found in own.items()}
+
+    def put(wanted: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for path, found in own.items():
+            for name, p in found.items():
+                p.data = wanted[path][name]
+        torch.clear_autocast_cache()  # or the copies in low precision of what stood there would be taken
+
+    put(numbers)
+    try:
+        yield
+    finally:
+        put(kept)
 
 
 @torch.no_grad()

@@ -29,28 +29,35 @@ class Policy:
         original: the model given.
         model: the fork; only what is trained has gradients.
         adapter: what kind of adapter it has, None: all weights are its own and are trained.
+        begun: the adapter that it began with, None: a new one, which changes nothing yet.
     """
 
     original: Model
     model: Model
     adapter: Spec | None
+    begun: Adapter | None = None
 
     @classmethod
     def of(cls, model: Model, words: str, *, seed: int) -> Policy:
-        """Fork a model for training: with an adapter ("lora:rank=16"), or with weights of its own ("none")."""
-        wanted = adapters.spec(words)
+        """Fork a model for training: with an adapter ("lora:rank=16", or the folder of one), or with weights of its own
+        ("none").
+
+        Raises:
+            WrongTensors: the adapter in the folder was made for another model.
+        """
+        loaded = adapters.load(words) if adapters.is_folder(words) else None
+        wanted = loaded.spec if loaded else adapters.spec(words)
         if wanted is None:
             twin = model.fork()
             own_weights(twin.module, trained=True)
             return cls(model, twin, None)
-        made = adapters.fresh(model, wanted, seed=seed)
-        twin = adapters.attach(model, made)
+        twin = adapters.attach(model, loaded or adapters.fresh(model, wanted, seed=seed))
         if wanted.merge_every:
             own_weights(twin.module, trained=False)
         for part in adapters.parts(twin.module).values():
             for p in part.numbers.values():
                 p.requires_grad_(True)
-        return cls(model, twin, wanted)
+        return cls(model, twin, wanted, loaded)
 
     @property
     def module(self) -> Any:
@@ -68,6 +75,9 @@ class Policy:
         with torch.no_grad():
             if self.adapter is None or self.adapter.merge_every:
                 yield self.original.module
+            elif self.begun:
+                with adapters.exchanged(self.module, self.begun.numbers):
+                    yield self.module
             else:
                 with adapters.off(self.module):
                     yield self.module
