@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _training_peer import peak_MB
 from torch import nn
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
@@ -143,7 +144,7 @@ def measured(make: str, arguments: tuple[Any, ...], rounds: int, report: Any) ->
         begin = time.process_time()
         step()
         times.append(time.process_time() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_MB() * 1024
     report.send((min(times), (peak - before) / 1024, peak / 1024, getattr(step, "value", None)))
 
 

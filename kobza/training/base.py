@@ -44,6 +44,7 @@ SAMPLED = 4  # looks between two texts that the model writes
 LOOKS = 12  # of a run, where nobody says otherwise
 SHARE = 0.2  # of a budget of seconds that looks may take
 TOLD = 0.1  # seconds between two words on progress
+OLD = 300.0  # seconds after which a checkpoint is due, whether the held-out text is looked at or not
 UNITS = {
     "seconds": "s", "tokens": "tokens", "loss": "nats", "held": "bit/B", "held_all": "bit/B",
     "tokens_per_second": "tokens/s",
@@ -63,7 +64,7 @@ class Plan:
         accumulate: batches of one update.
         precision: "auto" (bfloat16 products where the processor has them), "float32" or "bfloat16".
         evaluate: updates between two looks at the held-out text, 0: a twelfth of the steps, or else of the seconds.
-        checkpoint: updates between two checkpoints, 0: at every look.
+        checkpoint: updates between two checkpoints, 0: at every look, and every five minutes in any case.
         patience: looks without a new minimum before the run ends, 0: never; then the best weights are returned.
         sharded: cut parameters, gradients and optimizer state among the ranks (adamw).
         seed: of the batches and of everything else that is drawn.
@@ -229,7 +230,7 @@ class _Loop:
         weights = sizing.tensor_bytes(list(job.module.parameters()))
         self.program = max(0, sizing.held_bytes() - weights)  # what the process holds beside the training
         self.losses: list[Tensor] = []
-        self.began = time.monotonic()
+        self.began, self.saved = time.monotonic(), 0.0
         self.spent, self.next_look, self.told = 0.0, 0.0, 0.0  # seconds of updates, of the next look, of the last word
         self.since = (0, 0.0)  # tokens and seconds at the last row
         self.why = ""
@@ -263,7 +264,7 @@ class _Loop:
                 self._report(work)
                 if is_due := self._is_due():
                     self._look(work)
-                if self.folder and (self.step % self.how.checkpoint == 0 if self.how.checkpoint else is_due):
+                if self.folder and self._is_checkpoint_due(is_due):
                     self._save()
             if self.step != self.history[-1]["step"]:
                 self._look(work)
@@ -285,6 +286,10 @@ class _Loop:
         if self.how.evaluate or limit.steps or not limit.seconds:
             return self.step % self.how.looks == 0
         return self.ranks.agreed(self.seconds) >= self.next_look
+
+    def _is_checkpoint_due(self, has_looked: bool) -> bool:
+        due = self.step % self.how.checkpoint == 0 if self.how.checkpoint else has_looked
+        return due or self.ranks.agreed(self.seconds) - self.saved > OLD
 
     def _update(self, stepping: nn.Module) -> None:
         part = self.how.budget.part(self.step, self.ranks.agreed(self.seconds))
@@ -388,6 +393,7 @@ class _Loop:
                 state.random["losses"] = torch.stack(self.losses)
             checkpoints.save(self.folder, state)
         self.ranks.wait()
+        self.saved = self.ranks.agreed(self.seconds)
 
     def _resume(self) -> None:
         state = checkpoints.load(self.folder, self._identity()) if self.folder else None
@@ -407,7 +413,7 @@ class _Loop:
         self.history, self.best = state.history, state.best
         self.best_weights = {name: cut_like(values, self.trained[name]) for name, values in state.best_weights.items()}
         self.losses = list(state.random["losses"]) if "losses" in state.random else []
-        self.since = (self.tokens, self.before)
+        self.since, self.saved = (self.tokens, self.before), self.before
         self.resumed = self.step
 
     def _identity(self) -> dict[str, Any]:
