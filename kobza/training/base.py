@@ -130,7 +130,7 @@ class Job:
         loss: from a batch to (loss in nats, further figures to log).
         measure: the held-out figures; the first, "held", decides about stopping. None: nothing is held out.
         sample: a text the model writes now, for the progress line. None: none.
-        batch_tokens: of one batch.
+        batch_tokens: of one batch [count, 0 ..], or a function that counts those of a batch, padding included.
         label: what the progress bar says.
         after: called with the number of each finished update and the optimizer (ReLoRA merges here).
         also: tensors that `after` changes, which belong into a checkpoint.
@@ -141,7 +141,7 @@ class Job:
     loss: Callable[[Any], tuple[Tensor, dict[str, float]]]
     measure: Callable[[], dict[str, float]] | None = None
     sample: Callable[[], str] | None = None
-    batch_tokens: int = 0
+    batch_tokens: int | Callable[[Any], int] = 0
     label: str = "train"
     after: Callable[[int, Any], None] | None = None
     also: dict[str, Tensor] = field(default_factory=dict)
@@ -300,7 +300,8 @@ class _Loop:
         self.job.module.train()
         total = torch.zeros(())
         for n in range(self.how.accumulate):
-            batch = self.ranks.part(self.job.draw(self.generator))
+            whole_batch = self.job.draw(self.generator)
+            batch, count = self.ranks.part(whole_batch), self.job.batch_tokens
             last = n + 1 == self.how.accumulate
             with self._quiet(stepping, last):
                 loss = stepping(batch) / self.how.accumulate
@@ -308,7 +309,7 @@ class _Loop:
                     self._refuse(batch)
                 loss.backward()
             total += loss.detach()
-            self.tokens += self.job.batch_tokens
+            self.tokens += count if isinstance(count, int) else count(whole_batch)
         self.norm = whole(optimizers.clip(self.trained.values(), self.how.clip or math.inf))
         if not torch.isfinite(self.norm):
             self._refuse(batch)

@@ -112,7 +112,7 @@ def train(
     options = {"teacher": teacher, "beta": beta, "temperature": temperature, "adapter": adapter, "steps": steps}
     return tuning.run(
         policy, job, how, technique="distil", options=options, folder=folder, log=log, tokens=batch * length, calls=2,
-        notes=part.notes, tell=tell,
+        look=len(held_out.ids), notes=part.notes, tell=tell,
     )  # fmt: skip
 
 

@@ -96,11 +96,11 @@ def train(
         )
         return losses.mean(), {"margin": float(margins.mean().detach())}
 
-    job = pairs.job(of_batch, size=batch, length=length, label="dpo")
+    job = pairs.job(of_batch, size=batch, label="dpo")
     options = {"beta": beta, "kind": kind, "adapter": adapter, "steps": steps, "rate": rate}
     return tuning.run(
-        policy, job, how, technique="dpo", options=options, folder=folder, log=log, tokens=2 * batch * length,
-        calls=2, tell=tell,
+        policy, job, how, technique="dpo", options=options, folder=folder, log=log,
+        tokens=2 * batch * pairs.longest, look=pairs.held_tokens, calls=2, tell=tell,
     )  # fmt: skip
 
 

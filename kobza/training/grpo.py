@@ -146,7 +146,7 @@ def train(
     }  # fmt: skip
     return tuning.run(
         policy, job, how, technique="grpo", options=options, folder=folder, log=log, tokens=batch * group * tokens,
-        calls=2, tell=tell,
+        drawn=(group, batch * tokens), calls=2, tell=tell,
     )  # fmt: skip
 
 

@@ -95,19 +95,12 @@ def train(
         apart = odds_loss(sums / counts).mean()
         return learned + beta * apart, {"odds": float(apart.detach())}
 
-    job = pairs.job(of_batch, size=batch, length=length, label="orpo")
+    job = pairs.job(of_batch, size=batch, label="orpo")
     options = {"beta": beta, "adapter": adapter, "steps": steps, "rate": rate}
     return tuning.run(
-        policy,
-        job,
-        how,
-        technique="orpo",
-        options=options,
-        folder=folder,
-        log=log,
-        tokens=2 * batch * length,
-        tell=tell,
-    )
+        policy, job, how, technique="orpo", options=options, folder=folder, log=log,
+        tokens=2 * batch * pairs.longest, look=pairs.held_tokens, tell=tell,
+    )  # fmt: skip
 
 
 def odds_loss(means: Tensor) -> Tensor:

@@ -146,13 +146,19 @@ def train(
         patience=patience, sharded=sharded, seed=seed,
     )  # fmt: skip
     tokens = windows.batch * windows.context
+    seen = corpus.Held.of(data.part, tokenizer)
     foreseen = sizing.predict(
-        module, tokens=tokens, optimizer=optimizer, precision=how.dtype, calls=accumulate, context=windows.context
+        module,
+        tokens=tokens,
+        optimizer=optimizer,
+        precision=how.dtype,
+        calls=accumulate,
+        context=windows.context,
+        look=len(seen.ids),
     )
     for line in (foreseen.told(how.budget), *remarks(data.part, tokenizer, data.whole)) if tell is not None else ():
         tell(line)  # type: ignore[misc]
     label = f"{kind} {sizes.layers} x {sizes.width}"
-    seen = corpus.Held.of(data.part, tokenizer)
     letters = Alphabet(tokenizer, "".join(data.part.train)) if alphabet else None
     job = job_of(module, windows, seen, label=label, tokenizer=tokenizer, skip=skip, letters=letters)
     history, facts = base.run(job, how, folder=folder or None, log=tuple(log or ()))

@@ -95,12 +95,12 @@ def train(
     policy.rest()
     notes: list[str] = []
     if answer:
-        job = _answering(policy, text, answer, batch, length, chat, held)
+        job, tokens, look = _answering(policy, text, answer, batch, length, chat, held)
     else:
-        job, notes = _reading(policy, text, batch, length, held)
+        job, tokens, look, notes = _reading(policy, text, batch, length, held)
     options = {"adapter": adapter, "steps": steps, "rate": how.rate, "optimizer": optimizer}
     return tuning.run(
-        policy, job, how, technique="sft", options=options, folder=folder, log=log, tokens=batch * length,
+        policy, job, how, technique="sft", options=options, folder=folder, log=log, tokens=tokens, look=look,
         notes=notes, tell=tell,
     )  # fmt: skip
 
@@ -110,8 +110,8 @@ def default_rate(adapter: str) -> float:
     return 2e-5 if adapter in ("none", "full", "") else 2e-4
 
 
-def _reading(policy: Policy, text: Given, batch: int, length: int, held: float) -> tuple[base.Job, list[str]]:
-    """Return the job of learning a text, and remarks on it."""
+def _reading(policy: Policy, text: Given, batch: int, length: int, held: float) -> tuple[base.Job, int, int, list[str]]:
+    """Return the job of learning a text, tokens of a batch and of a look, and remarks on it."""
     part, ids, held_out = tuning.held_texts(text, policy.original, held)
     start = policy.original.tokenizer.start_id
     windows = corpus.Windows(ids, batch, length, start)
@@ -127,11 +127,13 @@ def _reading(policy: Policy, text: Given, batch: int, length: int, held: float) 
         batch_tokens=batch * windows.context,
         label="sft",
     )
-    return job, [*part.notes, *leaked]
+    return job, batch * windows.context, len(held_out.ids), [*part.notes, *leaked]
 
 
-def _answering(policy: Policy, text: Given, answer: str, size: int, length: int, chat: bool, held: float) -> base.Job:
-    """Return the job of learning answers."""
+def _answering(
+    policy: Policy, text: Given, answer: str, size: int, length: int, chat: bool, held: float
+) -> tuple[base.Job, int, int]:
+    """Return the job of learning answers, tokens of a batch at most and of a look."""
     train_rows, held_rows = answers.read_rows(text, ("prompt", answer), held)
     tokenizer, module = policy.original.tokenizer, policy.module
     known, kept = (answers.examples(r, tokenizer, answer, chat=chat, most=length) for r in (train_rows, held_rows))
@@ -140,13 +142,14 @@ def _answering(policy: Policy, text: Given, answer: str, size: int, length: int,
         made = answers.batch([known[i] for i in answers.draw(len(known), size, generator)])
         return made.read, made.targets, made.mask
 
-    return policy.job(
+    job = policy.job(
         draw=draw,
         loss=lambda rows: (answer_loss(module, *rows), {}),
         measure=(lambda: answer_bits(module, kept, tokenizer)) if kept else None,
-        batch_tokens=size * length,
+        batch_tokens=lambda rows: int(rows[0].numel()),
         label="sft",
     )
+    return job, size * max(map(len, known)), sum(map(len, kept))
 
 
 def answer_loss(module: Any, read: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,9 @@ class Example:
     prompt: list[int]
     answer: list[int]
 
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
 
 @dataclass(frozen=True)
 class Batch:

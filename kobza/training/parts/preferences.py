@@ -41,7 +41,17 @@ class Pairs:
         self.held = [answers.examples(kept, tokenizer, column, chat=chat, most=length) for column in COLUMNS[1:]]
         self._reference: dict[int, Tensor] = {}
 
-    def job(self, loss: Loss, *, size: int, length: int, label: str) -> Job:
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example to train on."""
+        return max(map(len, (*self.chosen, *self.rejected)))
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of the held-out examples."""
+        return sum(map(len, (*self.held[0], *self.held[1])))
+
+    def job(self, loss: Loss, *, size: int, label: str) -> Job:
         """Return the job of an objective on these pairs."""
         module = self.policy.module
 
@@ -55,8 +65,11 @@ class Pairs:
             batch = self.batch(numbers)
             return loss(token_logps(module, batch.read, batch.targets, batch.mask), batch, numbers)
 
+        def count(rows: dict[str, Tensor]) -> int:
+            return int(self.batch(rows["numbers"].tolist()).read.numel())
+
         measure = self._measure if self.held[0] else None
-        return self.policy.job(draw=draw, loss=of_batch, measure=measure, batch_tokens=2 * size * length, label=label)
+        return self.policy.job(draw=draw, loss=of_batch, measure=measure, batch_tokens=count, label=label)
 
     def batch(self, numbers: list[int]) -> Batch:
         """Return the chosen answers of some rows, then the rejected ones."""

@@ -28,6 +28,7 @@ from kobza.training.parts.optimizers import is_inner
 from kobza.training.parts.schedules import Budget
 
 MOMENTS = {"adamw": 2, "muon": 1.2, "adafactor": 0.1, "schedule_free": 2, "galore": 0.7}  # numbers per weight
+LONG = 0.5  # seconds from which a look is worth a word
 _CALLS = 1000  # additions of a few numbers that take as long as the calls of a block, forward and backward
 _PASSES = 36  # softmaxes of one number that take as long as norms, activations and casts for one of the B T D states
 _SCORES = 36  # the same for one of the B H T T scores
@@ -45,12 +46,14 @@ class Sizing:
         trained: see there.
         bytes: weights, gradients, optimizer and activations.
         seconds: of one step.
+        look: seconds of one look at the held-out text.
     """
 
     parameters: int
     trained: int
     bytes: int
     seconds: float
+    look: float = 0.0
 
     def __str__(self) -> str:
         return (
@@ -60,13 +63,10 @@ class Sizing:
 
     def told(self, limit: Budget) -> str:
         """Return the prediction with what it means for a whole run, without looks and checkpoints."""
-        if limit.steps and not limit.seconds:
-            return f"{self}, {_lasting(limit.steps * self.seconds)} for {limit.steps:,} steps"
-        if limit.seconds:
-            steps = limit.seconds / max(self.seconds, 1e-9)
-            most = min(steps, limit.steps or math.inf)
-            return f"{self}, {most:,.0f} steps in {_lasting(min(limit.seconds, most * self.seconds))}"
-        return str(self)
+        most = min(limit.steps or math.inf, (limit.seconds or math.inf) / max(self.seconds, 1e-9))
+        whole = f", {_lasting(most * self.seconds)} for {most:,.0f} steps" if most < math.inf else ""
+        look = f", {_lasting(self.look)} a look at the held-out part" if self.look > LONG else ""
+        return f"{self}{whole}{look}"
 
 
 def _lasting(seconds: float) -> str:
@@ -81,7 +81,15 @@ def _lasting(seconds: float) -> str:
 
 
 def predict(
-    module: Any, *, tokens: int, optimizer: str, precision: torch.dtype, calls: int = 1, context: int = 0
+    module: Any,
+    *,
+    tokens: int,
+    optimizer: str,
+    precision: torch.dtype,
+    calls: int = 1,
+    context: int = 0,
+    look: int = 0,
+    drawn: tuple[int, int] = (0, 0),
 ) -> Sizing:
     """Predict memory and time.
 
@@ -92,6 +100,8 @@ def predict(
         precision: of the products.
         calls: batches of one step, forward passes of a second model counted as a third [count, 1 ..].
         context: tokens of a window [count, 0 ..]; 0: those of the batch, 128 at most.
+        look: tokens of a look at the held-out text [count, 0 ..].
+        drawn: answers that a step draws side by side, and tokens of each, one after the other [count, 0 ..].
 
     Cost: about half of one step.
     """
@@ -110,8 +120,20 @@ def predict(
     around = _PASSES * tokens * config.hidden_size + _SCORES * scores
     a_pass, a_call = _units()
     seconds = calls * (_products(module, tokens, precision) + blocks * around * a_pass + (blocks + 1) * _CALLS * a_call)
+    a_token = seconds / calls / tokens
     seconds += _updating(numbers) + (_orthogonalizing(module) if optimizer == "muon" else 0)
-    return Sizing(sum(p.numel() for p in every), numbers, int(memory), seconds)
+    seconds += drawn[1] * _passing(module, drawn[0]) if drawn[0] else 0
+    share = (
+        1 / 3 if 2 * numbers > sum(p.numel() for p in every) else 1 / 2
+    )  # forward alone; frozen weights have no slope
+    return Sizing(sum(p.numel() for p in every), numbers, int(memory), seconds, look * a_token * share)
+
+
+@torch.no_grad()
+def _passing(module: Any, rows: int) -> float:
+    """Return the seconds of a forward pass of one token in so many rows."""
+    fed = torch.zeros(rows, 1, dtype=torch.long)
+    return _least(lambda: module(input_ids=fed, use_cache=False), 2)
 
 
 def _units() -> tuple[float, float]:

@@ -150,14 +150,23 @@ def run(
     folder: str,
     log: list[str] | None,
     tokens: int,
+    look: int = 0,
+    drawn: tuple[int, int] = (0, 0),
     calls: int = 1,
     notes: list[str] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Run:
-    """Say what the run will take, run the job, and return the Run."""
+    """Say what the run will take, run the job, and return the Run.
+
+    Args:
+        tokens: of a batch [count, 1 ..]. look: of a look at what is held out.
+        drawn: answers that a step draws side by side, and tokens of each.
+        calls: batches of a step, see `sizing.predict`.
+    """
     foreseen = sizing.predict(
-        policy.module, tokens=tokens, optimizer=how.optimizer, precision=how.dtype, calls=calls * how.accumulate
-    )
+        policy.module, tokens=tokens, optimizer=how.optimizer, precision=how.dtype, calls=calls * how.accumulate,
+        look=look, drawn=drawn,
+    )  # fmt: skip
     for line in (foreseen.told(how.budget), *(notes or ())) if tell is not None else ():
         tell(line)  # type: ignore[misc]
     history, facts = base.run(job, how, folder=folder or None, log=tuple(log or ()))
