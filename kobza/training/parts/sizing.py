@@ -3,7 +3,7 @@
 Beside the products stand passes over the states of a block and over the scores of its attention, counted in softmaxes,
 and what a block spends on calls, counted in additions of a few numbers; both are timed on the spot, so that the
 constants, which were measured on one processor, hold for others. On ten models from 1 x 32 to 8 x 512 the actual
-seconds were 0.46 to 1.9 of the predicted ones, the bytes 0.8 to 1.3 (`bench/training.py`).
+seconds were 0.46 to 1.9 of the predicted ones, the bytes 0.6 to 1.3, less where all is 10 MB (`bench/training.py`).
 
 Source: 6 multiplications per weight and token, Kaplan et al. (2020), arXiv:2001.08361, section 2.1; for small models
 the vocabulary, the updates and the many small calls weigh more than that rule says, so they are counted apart.
