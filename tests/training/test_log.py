@@ -58,6 +58,16 @@ def test_rows_beyond_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:
+    """Let the packages of the logs, and no others, be there or not."""
+    known = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> Any:
+        return (object() if is_there else None) if name in ("tensorboard", "wandb") else known(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return what TensorBoard's own reader finds."""
     with warnings.catch_warnings():
@@ -102,14 +112,14 @@ def test_tensorboard_forgets_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_p
 
 
 def test_tensorboard_without_a_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    pretend(monkeypatch, is_there=True)
     with pytest.raises(BadValue, match="place"):
         base.run(job(), base.plan(1), log=("tensorboard",))
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_a_log_that_is_not_installed_names_its_command(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    pretend(monkeypatch, is_there=False)
     with pytest.raises(MissingExtra, match=f"pip install {kind}"):
         base.run(job(), base.plan(1), log=(kind,))
 
@@ -138,7 +148,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Told:
     """The stand-in, imported as wandb."""
     told = Told()
     monkeypatch.setitem(sys.modules, "wandb", told)  # type: ignore[arg-type]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    pretend(monkeypatch, is_there=True)
     return told
 
 
