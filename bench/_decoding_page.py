@@ -82,7 +82,7 @@ def _exact(rows: Rows, _: Path) -> str:
     kinds = list(dict.fromkeys((row["dtype"], row["backend"]) for row in rows))
     found = {(row["way"], row["dtype"], row["backend"]): f"{row['equal']} of {row['of']}" for row in rows}
     cells = [(way, *(found.get((way, *kind)) for kind in kinds)) for way in ways]
-    head = "Texts of 40 tokens that equal greedy decoding by the same backend, every match proposed."
+    head = "Texts of 32 tokens that equal greedy decoding by the same backend, every match proposed."
     return f"### Exactness\n\n{head}\n\n" + table(("way", *(", ".join(kind) for kind in kinds)), cells)
 
 
