@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from training_pages import half_interval
 
@@ -202,8 +201,7 @@ def main() -> None:
                 "frugal": "What a step needs",
             }
             write_atomic(asked.docs / f"experiment-{name}.html", page(title[name], [*made, figure]).encode())
-            figure.plot().figure.savefig(asked.docs / "pictures" / f"experiment-{name}.png", dpi=80)
-            plt.close("all")
+            figure.save(asked.docs / "pictures" / f"experiment-{name}.svg")
 
 
 if __name__ == "__main__":
