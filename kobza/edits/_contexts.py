@@ -114,7 +114,7 @@ def chances(
         trees[beginning[0]].append(beginning)
     states = [reader.states(run, range(-1, len(run) - 1)) for run in runs]
     drawn = draw(model, reader, states, _shares(splits, trees), places, seed)
-    start = _start(model)
+    start = _chain.begun(model)
     heard = {first: [Place(len(runs), len(start) - 1), *drawn[first]] for first in trees}
     said = _read(reader, [*runs, start], heard, trees, wanted)
     return _joined(splits, heard, said), torch.cat(states)
@@ -134,7 +134,7 @@ def cut(model: Model, texts: Sequence[Text], count: int, seed: int) -> list[list
         except WrongVocabulary:
             continue
         if len(ids) > 1:
-            found.append([*_start(model), *ids])
+            found.append([*_chain.begun(model), *ids])
     return found
 
 
@@ -171,10 +171,6 @@ def _shares(splits: Sequence[Sequence[int]], trees: Mapping[int, object]) -> dic
         if parts and parts[0] in found:
             found[parts[0]] += 1
     return found
-
-
-def _start(model: Model) -> list[int]:
-    return [] if model.tokenizer.start_id is None else [model.tokenizer.start_id]
 
 
 Said = dict[tuple[int, Place], dict[Beginning, float]]

@@ -322,7 +322,7 @@ def calibrations(lines: Sequence[str]) -> list[Text]:
         for step in chain(line):
             known = {option.name: option.default for option in described("edits", step.name)}
             names = step.options.get("calibration", known.get("calibration")) or ()
-            for name in names.split(";") if isinstance(names, str) else names:
+            for name in running.names_of(names):
                 try:
                     found[name] = text(name)
                 except KobzaError:

@@ -77,13 +77,22 @@ def _refuse_named(chain: Chain, texts: Sequence[Text], measures: Iterable[Step])
 
     changes = []
     for name, given in named:
-        read = [read_text(each) for each in (given.split(";") if isinstance(given, str) else given)]
+        read = [read_text(each) for each in names_of(given)]
         changes.append(Change(name, facts={"calibration": calibration_facts(read, 0)}))
     for step in measures:
         defaults = {option.name: option.default for option in described("measures", step.name)}
         limit = int(step.options.get("limit", defaults.get("limit")) or 0)
         for text in texts:
             refuse_calibration(changes, text[:limit] if 0 < limit < len(text) else text)
+
+
+def names_of(given: str | Iterable[str]) -> list[str]:
+    """Return the texts that an option names: one word with semicolons, or several.
+
+    >>> names_of("topics[:9];poems.txt")
+    ['topics[:9]', 'poems.txt']
+    """
+    return given.split(";") if isinstance(given, str) else list(given)
 
 
 def as_recipe(value: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
