@@ -193,13 +193,14 @@ def arithmetic(folder: Path, _: Path) -> Found:
             "y": [statistics.mean(c) for c in columns], "low": [min(c) for c in columns],
             "high": [max(c) for c in columns],
         })  # fmt: skip
+    trained, steps = done[0]["trained"], done[0]["steps"]
     figure = Figure(
-        "lines", {"series": series, "vlines": [{"x": 2.5}]}, title="Exact sums by the length of the numbers",
-        caption="Trained on 1 and 2 digits (left of the line). Bands: lowest and highest of the seeds.",
+        "lines", {"series": series, "vlines": [{"x": trained + 0.5}]}, title="Exact sums by the length of the numbers",
+        caption=f"Trained on 1 to {trained} digits (left of the line). Bands: lowest and highest of the seeds.",
         x="digits of each number", y="share of sums that are exact",
     )  # fmt: skip
     table = Table(rows, title="Share of exact sums: mean (lowest .. highest of the seeds)",
-                  note="every model 2 x 64, 4 heads, bytes, 500 steps of 1,024 tokens, Muon")  # fmt: skip
+                  note=f"every model 2 x 64, 4 heads, bytes, {steps:,} steps of 1,024 tokens, Muon")  # fmt: skip
     return [figure, table], figure
 
 

@@ -2,7 +2,7 @@
 
 python examples/arithmetic.py [tiny] | full [FOLDER]
 
-Numbers of 1 and 2 digits are trained; sums of 1 to 4 digits are asked for, every digit of the answer must be right. The
+Numbers of 1 to 3 digits are trained; sums of 1 to 5 digits are asked for, every digit of the answer must be right. The
 models differ in nothing but the kind of positions. FOLDER keeps every run (arithmetic.json); the same words go on.
 """
 
@@ -20,7 +20,8 @@ from kobza.training import scratch
 
 is_full = "full" in sys.argv
 folder = Path(sys.argv[2]) if is_full and len(sys.argv) > 2 else None
-seeds, steps, asked, kinds = (3, 500, 40, ("learned", "rope", "alibi", "none")) if is_full else (1, 3, 2, ("alibi",))
+seeds, steps, asked, kinds = (3, 3000, 100, ("learned", "rope", "alibi", "none")) if is_full else (1, 3, 2, ("alibi",))
+TRAINED = 3  # digits
 
 
 def line(rng: random.Random, digits: int, *, is_reversed: bool) -> tuple[str, str]:
@@ -45,14 +46,15 @@ def right(model: kobza.Model, digits: int, *, is_reversed: bool) -> float:
 def measured(kind: str, *, is_reversed: bool, seed: int) -> dict[str, object]:
     """Train one model and ask it."""
     rng = random.Random(seed)
-    lines = ["".join(line(rng, rng.randint(1, 2), is_reversed=is_reversed)) for _ in range(20_000)]
+    lines = ["".join(line(rng, rng.randint(1, TRAINED), is_reversed=is_reversed)) for _ in range(20_000)]
     run = scratch.train(
         kobza.vocabulary("bytes"), "\n".join(lines).encode(), kind="free", form=f"position={kind}", size=2, width=64,
         heads=4, context=32, batch=32, steps=steps, rate=3e-3, optimizer="muon", warmup=20, held=0.01,
         evaluate=10 * steps, trim=False, precision="float32", seed=seed,
     )  # fmt: skip
-    shares = [right(run.model, digits, is_reversed=is_reversed) for digits in range(1, 5)]
-    return {"kind": kind, "reversed": is_reversed, "seed": seed, "shares": shares, "loss": run.history["loss"][-1]}
+    shares = [right(run.model, digits, is_reversed=is_reversed) for digits in range(1, TRAINED + 3)]
+    sizes = {"steps": steps, "trained": TRAINED, "loss": run.history["loss"][-1]}
+    return {"kind": kind, "reversed": is_reversed, "seed": seed, "shares": shares, **sizes}
 
 
 keep = None if folder is None else folder / "arithmetic.json"
@@ -60,7 +62,8 @@ done = json.loads(keep.read_text()) if keep and keep.exists() else []
 for kind in kinds:
     for is_reversed in (True, False):
         for seed in range(seeds):
-            if not any((row["kind"], row["reversed"], row["seed"]) == (kind, is_reversed, seed) for row in done):
+            key = {"kind": kind, "reversed": is_reversed, "seed": seed, "steps": steps, "trained": TRAINED}
+            if not any(key.items() <= row.items() for row in done):
                 done.append(measured(kind, is_reversed=is_reversed, seed=seed))
                 print(done[-1], flush=True)
                 if keep is not None:
@@ -73,4 +76,4 @@ for kind, is_reversed in dict.fromkeys((row["kind"], row["reversed"]) for row in
     for n, shares in enumerate(zip(*found, strict=True), 1):
         row[f"{n} digits"] = f"{statistics.mean(shares):.2f} ({min(shares):.2f} .. {max(shares):.2f})"
     rows.append(row)
-print(Table(rows, title=f"Exact sums, {seeds} seeds; trained on 1 and 2 digits"))
+print(Table(rows, title=f"Exact sums, {seeds} seeds; trained on 1 to {TRAINED} digits"))

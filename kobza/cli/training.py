@@ -62,6 +62,14 @@ def train(
             help="Whose ids: a model, a vocabulary file, bytes, or a number of ids to train on the text.",
         ),
     ] = "2048",
+    mix: Annotated[
+        str,
+        typer.Option(
+            metavar="BY",
+            help="Learn from several texts (a.txt;b.txt, or rows with a domain), how much of each found by doremi, "
+            "skillit or learnable; uniform: all alike.",
+        ),
+    ] = "",
     budget: Budget = "1000steps",
     save: Save = None,
     more: More = "",
@@ -75,15 +83,25 @@ def train(
         kobza train poems.txt --budget 300s --save poems
         kobza train poems.txt --kind classic --size 12 --vocabulary o200k_base.tiktoken --budget 3000steps --save gpt
         kobza train topics --size 2 --budget 1.9bpb,10min --set optimizer=muon,rate=3e-3
+        kobza train "topics;source;poems.txt" --mix doremi --size 2 --budget 500steps
 
-    All options of --set: kobza help scratch
+    All options of --set: kobza help scratch (with --mix: kobza help mixture)
     """
-    from kobza.training import scratch
+    from kobza.training import mixture, scratch
+    from kobza.training.parts.schedules import Budget
     from kobza.training.parts.schedules import budget as read_budget
 
-    read_budget(budget)  # before a vocabulary is trained
-    words = _options(scratch.train, more, {"size": size, "kind": kind, "budget": budget, "seed": seed})
-    run = scratch.train(_vocabulary(vocabulary, text), text, tell=_tell, **_kept(words, save))
+    limit = read_budget(budget)  # before a vocabulary is trained
+    if mix:
+        if limit != Budget(limit.steps) or kind != "llama":
+            raise BadValue("--mix trains several models of kind llama by a number of steps.", "--budget 500steps")
+        own = {"by": mix, "size": size, "steps": limit.steps, "seed": seed}
+        words, domains = _options(mixture.train, more, own), mixture.named(text)
+        tokenizer = _vocabulary(vocabulary, *domains.values())
+        run = mixture.train(tokenizer, domains, tell=_tell, **_kept(words, save))
+    else:
+        words = _options(scratch.train, more, {"size": size, "kind": kind, "budget": budget, "seed": seed})
+        run = scratch.train(_vocabulary(vocabulary, text), text, tell=_tell, **_kept(words, save))
     return _result(run, f"train {text}", save)
 
 
@@ -166,8 +184,8 @@ def _warn_of_others() -> None:
         _tell(f"other programs keep {busy:.1f} of {os.cpu_count()} processors busy: --threads 1 may be much faster")
 
 
-def _vocabulary(words: str, text: str) -> Any:
-    """Return the vocabulary that a word stands for; a number is trained on the part that is not held out."""
+def _vocabulary(words: str, *texts: Any) -> Any:
+    """Return the vocabulary that a word stands for; a number is trained on the parts that are not held out."""
     if not words.isdigit():
         from kobza.models.vocabulary import vocabulary
 
@@ -175,8 +193,8 @@ def _vocabulary(words: str, text: str) -> Any:
     from kobza.tokens import pairs
     from kobza.training.parts import corpus
 
-    part = corpus.split(corpus.documents(text)[0], 0.1)
-    pieces, size = pairs.pieces(part.train, "gpt2"), int(words)
+    train = [part for text in texts for part in corpus.split(corpus.documents(text)[0], 0.1).train]
+    pieces, size = pairs.pieces(train, "gpt2"), int(words)
     how: dict[str, Any] = {"pattern": "gpt2", "special": ()}
     try:
         return pairs.from_words(pieces, size=size, name=f"pairs{size}", **how)

@@ -32,11 +32,6 @@ def constant(states: Tensor) -> Tensor:
     return torch.linalg.solve(gram, states.mean(0))
 
 
-def begun(model: Model) -> list[int]:
-    """Return what every context begins with: the start token, where there is one."""
-    return [] if model.tokenizer.start_id is None else [model.tokenizer.start_id]
-
-
 def beginnings(splits: Sequence[Sequence[int]], limit: int) -> dict[tuple[int, ...], set[int]]:
     """Return the beginnings s1 .. sj that most splits share, at most `limit`, and the parts that follow each."""
     wanted: dict[tuple[int, ...], set[int]] = {}
@@ -60,7 +55,7 @@ def continuations(model: Model, splits: Sequence[Sequence[int]], limit: int) -> 
     """
     wanted = beginnings(splits, limit)
     order = sorted(wanted, key=len)  # equal lengths together
-    start = begun(model)
+    start = model.tokenizer.encode("", start=True)
     logs: dict[tuple[int, ...], float] = {}
     states = []
     with task("chain", len(order)) as work:

@@ -114,7 +114,7 @@ def chances(
         trees[beginning[0]].append(beginning)
     states = [reader.states(run, range(-1, len(run) - 1)) for run in runs]
     drawn = draw(model, reader, states, _shares(splits, trees), places, seed)
-    start = _chain.begun(model)
+    start = model.tokenizer.encode("", start=True)
     heard = {first: [Place(len(runs), len(start) - 1), *drawn[first]] for first in trees}
     said = _read(reader, [*runs, start], heard, trees, wanted)
     return _joined(splits, heard, said), torch.cat(states)
@@ -124,7 +124,7 @@ def cut(model: Model, texts: Sequence[Text], count: int, seed: int) -> list[list
     """Return windows of old tokens, start token first, spread over the texts; parts it cannot say are left out."""
     size = min(WINDOW, (model.context or 2 * WINDOW) // 2)
     draws = torch.rand(count, generator=base.generator(seed, "windows")).tolist()
-    found = []
+    start, found = model.tokenizer.encode("", start=True), []
     for n, share in enumerate(draws):
         text = texts[n * len(texts) // count].data
         at = int(share * max(1, len(text) - 8 * size))
@@ -134,7 +134,7 @@ def cut(model: Model, texts: Sequence[Text], count: int, seed: int) -> list[list
         except WrongVocabulary:
             continue
         if len(ids) > 1:
-            found.append([*_chain.begun(model), *ids])
+            found.append([*start, *ids])
     return found
 
 

@@ -120,7 +120,9 @@ class Learner:
             self.known = original.matrix("embed.out").detach().to(dtype, copy=True)
             self.head = self.tables[ends[-1]].to(dtype)
         self.seen = dict.fromkeys(ends, torch.zeros(len(self.ids)))
-        self.first = firsts(moved.tokenizer, original.tokenizer, found)
+        first = firsts(moved.tokenizer, original.tokenizer, found)
+        self.sayable = torch.nonzero(first >= 0)[:, 0]
+        self.first = first[self.sayable]
         self.is_composed = torch.zeros(len(found.same), dtype=torch.bool)
         self.is_composed[found.composed] = True
         self.skipped = 1 if moved.tokenizer.start_id is None else 0  # tokens of a window that nothing stands before
@@ -154,7 +156,7 @@ class Learner:
             places.append(window.here[both] - self.skipped + n * (len(window.new) - self.skipped))
             heard.append(states[n, window.there[both] - skipped])
         said = head(self.original, torch.cat(heard), table=self.known).float().softmax(-1)
-        told = said.new_zeros(len(said), len(self.is_composed)).index_add_(1, self.first, said[:, : len(self.first)])
+        told = said.new_zeros(len(said), len(self.is_composed)).index_add_(1, self.first, said[:, self.sayable])
         return torch.cat(places), told
 
     @torch.no_grad()
@@ -275,16 +277,16 @@ def rows(every: Sequence[Window], chosen: Sequence[Window], composed: set[int]) 
 
 
 def firsts(new: Tokenizer, old: Tokenizer, found: Match) -> Tensor:
-    """Return for every old token the first of the new tokens that say its bytes, (V,)."""
+    """Return for every old token the first of the new tokens that say its bytes, (V,); -1 where none do."""
     back = {id: n for n, id in reversed(list(enumerate(found.same))) if id >= 0}
     return torch.tensor([back[id] if id in back else _first(new, old.bytes_of(id)) for id in range(len(old))])
 
 
 def _first(new: Tokenizer, data: bytes) -> int:
     try:
-        return [*new.encode(data), 0][0]
+        return [*new.encode(data), -1][0]
     except WrongVocabulary:  # a byte that it cannot say
-        return 0
+        return -1
 
 
 def _looked_up(model: Model, table: Tensor, ids: Tensor) -> Tensor:

@@ -30,10 +30,10 @@ def changes(model: Model, table: Tensor, states: Tensor, first: Tensor, same: Te
         model: the original.
         table: output rows of the new vocabulary (V', D).
         states: final states behind tokens of a text (P, D).
-        first: of every old token, the first of the new tokens that say its bytes (V,).
+        first: of every old token, the first of the new tokens that say its bytes (V,), -1 where none do.
         same: of every new token, the old one that it is, or -1 (V').
     """
-    lost = torch.nonzero((same[first] != torch.arange(len(first))) & (same[first] >= 0))[:, 0]
+    lost = torch.nonzero((first >= 0) & (same[first] != torch.arange(len(first))) & (same[first] >= 0))[:, 0]
     ids, heir = first[lost].unique(return_inverse=True)
     if not len(ids):
         return ids, table.new_zeros(0, table.shape[1])

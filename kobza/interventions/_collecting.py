@@ -75,7 +75,7 @@ def collect(model: Model, ids: Tensor, sites: Sequence[str], *, window: int = 25
     Raises:
         OutOfRange: the window exceeds the trained context. BadValue, UnknownName: see `models.sites`.
     """
-    start = [] if model.tokenizer.start_id is None else [model.tokenizer.start_id]
+    start = model.tokenizer.encode("", start=True)
     if window < 2 or (model.context and window + len(start) > model.context):
         raise OutOfRange(f"window={window}: from 2 to the {model.context} positions {model.name!r} was trained for.")
     wanted = [str(site) for one in sites for site in expand(model, one)]

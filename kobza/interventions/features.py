@@ -273,7 +273,7 @@ def _bits_lost(judged: _Judged, feature: int, strength: Tensor) -> float:
     fires = part[:-1] > 0
     if not fires.any():
         return 0.0
-    start = [] if model.tokenizer.start_id is None else [model.tokenizer.start_id]
+    start = model.tokenizer.encode("", start=True)
     fed = torch.cat([torch.tensor(start, dtype=torch.long), ids])[None].to(model.device)
     away = part[:, None] * judged.dictionary.decoder[feature] * judged.dictionary.scale
 

@@ -138,7 +138,7 @@ class _Question:
     def made(cls, model: Model, ordinary: Sequence[int], draw: torch.Generator) -> _Question:
         encode = model.tokenizer.encode
         opening, between, ending = encode('Repeat "'), encode('": "'), encode('"\n')
-        before = [] if model.tokenizer.start_id is None else [model.tokenizer.start_id]
+        before = model.tokenizer.encode("", start=True)
         for at in torch.randint(len(ordinary), (SHOWN,), generator=draw).tolist():
             before += [*opening, ordinary[at], *between, ordinary[at], *ending]
         return cls(before + opening, between)

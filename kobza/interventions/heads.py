@@ -91,7 +91,7 @@ def _text(model: Model, length: int, draw: torch.Generator) -> list[int]:
     special = set(model.tokenizer.special.values())
     ids = [i for i in range(min(len(model.tokenizer), model.vocabulary)) if i not in special]
     chosen = [ids[i] for i in torch.randperm(len(ids), generator=draw)[:length].tolist()]
-    start = [] if model.tokenizer.start_id is None else [model.tokenizer.start_id]
+    start = model.tokenizer.encode("", start=True)
     whole = start + 2 * chosen
     if len(chosen) < length or (model.context and len(whole) > model.context):
         raise OutOfRange(f"length={length}: {model.name!r} has {len(ids)} tokens and a context of {model.context}.")

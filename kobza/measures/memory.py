@@ -10,18 +10,17 @@ run itself. The note adds the model's own bytes, the cache per token, and the pe
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 from pathlib import Path
 
 import torch
 
+from kobza.core.resident import peak_bytes
 from kobza.core.result import Reading
 from kobza.measures.base import Given, Sample, fitting, record, require_tokens, take
 from kobza.models.forward import token_bits
 from kobza.models.model import Model
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 WARM_TOKENS = 8
 
 
@@ -77,12 +76,12 @@ def cache_bytes_per_token(model: Model) -> int:
 
 def _peak(model: Model, sample: Sample, window: int, overlap: int) -> tuple[int, int, str]:
     gc.collect()
-    is_reset = _reset()
-    before = _status("VmHWM") if is_reset else _highest()  # just reset: what is resident now
+    method = "kernel's count of this process, reset before the run"
+    if not _reset():
+        method = "highest resident memory of this process, ever: an increase may stay hidden"
+    before = peak_bytes()  # just reset: what is resident now
     token_bits(model, sample.ids, window=window, overlap=overlap)
-    if is_reset:
-        return before, _status("VmHWM"), "kernel's count of this process, reset before the run"
-    return before, _highest(), "highest resident memory of this process, ever: an increase may stay hidden"
+    return before, peak_bytes(), method
 
 
 def _reset() -> bool:
@@ -91,18 +90,6 @@ def _reset() -> bool:
     except OSError:
         return False
     return True
-
-
-def _status(field: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _highest() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _size(count: float) -> str:

@@ -12,6 +12,7 @@ accumulation; what it holds on to is documented in `training.parts`.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kobza.core import resident
 from kobza.core.errors import BadValue, NotFinite, OutOfRange
-from kobza.core.files import sha256
+from kobza.core.files import sha256, write_atomic
 from kobza.core.progress import Task, task
 from kobza.core.table import Table
 from kobza.models.alphabet import Alphabet
@@ -45,10 +47,10 @@ LOOKS = 12  # of a run, where nobody says otherwise
 SHARE = 0.2  # of a budget of seconds that looks may take
 TOLD = 0.1  # seconds between two words on progress
 OLD = 300.0  # seconds after which a checkpoint is due, whether the held-out text is looked at or not
-UNITS = {
-    "seconds": "s", "tokens": "tokens", "loss": "nats", "held": "bit/B", "held_all": "bit/B",
-    "tokens_per_second": "tokens/s",
-}  # fmt: skip
+BITS = "bit/B"
+UNITS = {"seconds": "s", "tokens": "tokens", "loss": "nats", "held_all": BITS, "tokens_per_second": "tokens/s"}
+CALMER = ("rate", "warmup", "clip", "precision")  # what may change where a run broke off at values not finite
+BROKEN = "not-finite.json"
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Job:
         draw: a batch from a generator: a tensor (B, ...), tuples or dicts of them.
         loss: from a batch to (loss in nats, further figures to log).
         measure: the held-out figures; the first, "held", decides about stopping. None: nothing is held out.
+        unit: of "held", of which less is always better.
         sample: a text the model writes now, for the progress line. None: none.
         batch_tokens: of one batch [count, 0 ..], or a function that counts those of a batch, padding included.
         label: what the progress bar says.
@@ -140,6 +143,7 @@ class Job:
     draw: Callable[[torch.Generator], Any]
     loss: Callable[[Any], tuple[Tensor, dict[str, float]]]
     measure: Callable[[], dict[str, float]] | None = None
+    unit: str = BITS
     sample: Callable[[], str] | None = None
     batch_tokens: int | Callable[[Any], int] = 0
     label: str = "train"
@@ -181,7 +185,8 @@ def run(
 
     Raises:
         NotFinite: the loss or a gradient is not finite; the message names the step and the first part of the model that
-            gave such a value. The last good checkpoint stays.
+            gave such a value. The last good checkpoint stays; from there a call with another rate, warm-up, norm of
+            clipping or precision goes on too.
         CannotWrite: the disk is full; the checkpoints before are whole.
     """
     with torch.inference_mode(False), torch.enable_grad():
@@ -222,13 +227,18 @@ class _Loop:
         self.optimizer = optimizers.build(
             how.optimizer, self.trained.items(), rate=how.rate, decay=how.decay, betas=how.betas, rank=how.rank
         )
+        if how.budget.bits_per_byte and (job.measure is None or job.unit != BITS):
+            raise BadValue(
+                f"budget '{how.budget}': no bits per byte of a held-out text are measured here.",
+                "Give steps or seconds.",
+            )
         self.generator = torch.Generator().manual_seed(how.seed)
         self.step, self.tokens, self.before = 0, 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, Tensor] = {}
         weights = sizing.tensor_bytes(list(job.module.parameters()))
-        self.program = max(0, sizing.held_bytes() - weights)  # what the process holds beside the training
+        self.program = max(0, resident.held_bytes() - weights)  # what the process holds beside the training
         self.losses: list[Tensor] = []
         self.began, self.saved = time.monotonic(), 0.0
         self.spent, self.next_look, self.told = 0.0, 0.0, 0.0  # seconds of updates, of the next look, of the last word
@@ -329,7 +339,10 @@ class _Loop:
     def _refuse(self, batch: Any) -> None:
         where = first_not_finite(self.job.module, lambda: self.job.loss(batch), self.how.dtype)
         kept = checkpoints.found(self.folder)[:1] if self.folder else []
-        hint = f"The last good checkpoint is '{kept[0]}'." if kept else "There is no checkpoint before it."
+        hint = "There is no checkpoint before it."
+        if kept and self.folder:
+            write_atomic(self.folder / BROKEN, json.dumps({"step": self.step, "first in": where}))
+            hint = f"With that changed the same command goes on from the last good checkpoint, '{kept[0]}'."
         raise NotFinite(
             f"{self.job.label}: the loss or a gradient is not finite at step {self.step} (batch drawn from seed "
             f"{self.how.seed}); first in {where}.",
@@ -345,7 +358,7 @@ class _Loop:
         in_seconds = bool(limit.seconds) and not limit.steps
         work.done = int(self.seconds) if in_seconds else self.step
         step = f"step {self.step}, " if in_seconds else ""
-        held = f"{self.held:.3f} bit/B held out, " if self.held is not None else ""
+        held = f"{self.held:.3f} {self.job.unit} held out, " if self.held is not None else ""
         fast = self.tokens / max(self.seconds, 1e-9)
         work.step(0, f"{step}loss {float(self.losses[-1]):.3f}, {held}{fast:,.0f} tokens/s")
 
@@ -373,7 +386,7 @@ class _Loop:
         self.next_look = self.ranks.agreed(self.seconds + pause)
         self.history.append(row)
         self.log.write(row)
-        work.step(0, f"held out {row['held']:.4f} bit/B" if "held" in row else "")
+        work.step(0, f"held out {row['held']:.4f} {self.job.unit}" if "held" in row else "")
 
     def _remember(self, row: dict[str, Any]) -> None:
         if not self.best or row["held"] < self.best["value"]:
@@ -393,11 +406,15 @@ class _Loop:
             if self.losses:  # the mean that the next row will show must not depend on where the run was cut
                 state.random["losses"] = torch.stack(self.losses)
             checkpoints.save(self.folder, state)
+            (self.folder / BROKEN).unlink(missing_ok=True)
         self.ranks.wait()
         self.saved = self.ranks.agreed(self.seconds)
 
     def _resume(self) -> None:
-        state = checkpoints.load(self.folder, self._identity()) if self.folder else None
+        if self.folder is None:
+            return
+        may_differ = CALMER if (self.folder / BROKEN).exists() else ()
+        state = checkpoints.load(self.folder, self._identity(), may_differ)
         if state is None:
             return
         with torch.no_grad():
@@ -445,12 +462,13 @@ class _Loop:
         facts = {
             "ended": self.why, "steps": self.step, "seconds": self.seconds,
             "seconds_per_step": self.spent / max(updates, 1), "best_step": self.best.get("step"), "sample": sample,
-            "optimizer_state_bytes": state_bytes, "peak_bytes": sizing.peak_bytes(),
-            "taken_bytes": max(0, sizing.peak_bytes() - self.program),
+            "optimizer_state_bytes": state_bytes, "peak_bytes": resident.peak_bytes(),
+            "taken_bytes": max(0, resident.peak_bytes() - self.program),
             "trained_parameters": count, "ranks": self.ranks.world,
         }  # fmt: skip
-        order = ["step", "seconds", "tokens", "loss", "held", "held_all"]
-        history = Table(self.history, units=UNITS, title=self.job.label, order=order)
+        measured = [name for name in ("held", "held_all") if any(name in row for row in self.history)]
+        order = ["step", "seconds", "tokens", "loss", *measured]
+        history = Table(self.history, units=UNITS | {"held": self.job.unit}, title=self.job.label, order=order)
         history.figures = list(curves(history))
         return history, facts
 

@@ -137,6 +137,7 @@ def train(
         draw=draw,
         loss=lambda drawn: talk.loss([asked[n] for n in drawn["numbers"].tolist()], drawn["seeds"].tolist()),
         measure=(lambda: {"held": -talk.mean_reward(asked_held)}) if asked_held else None,
+        unit="-reward",
         batch_tokens=batch * group * tokens,
         label="grpo",
     )

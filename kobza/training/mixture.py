@@ -17,12 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kobza.core.errors import BadValue, OutOfRange
+from kobza.core.figure import Figure
+from kobza.core.table import Table
 from kobza.models.model import Model, Origin
 from kobza.tokens.base import Tokenizer
 from kobza.training import base
@@ -53,6 +56,7 @@ def train(
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     held: float = 0.1,
     evaluate: int = 0,
+    folder: str = "",
     seed: int = 0,
     tell: Callable[[str], None] | None = None,
 ) -> Run:
@@ -60,7 +64,7 @@ def train(
 
     Args:
         model: whose vocabulary is used, or a vocabulary.
-        text: domain -> text; or rows with "text" and "domain"; a plain text is one domain.
+        text: domain -> text; or rows with "text" and "domain"; or texts with semicolons, "topics;poems.txt".
         by: how the weights of the domains are found.
         strength: of a step of the weights [ratio, 0 < ..].
         size: layers [count, 1 ..].
@@ -73,12 +77,13 @@ def train(
         precision: of the matrix products; "auto" is bfloat16 where the processor multiplies it.
         held: share of each domain that is held out [fraction, 0 < .. below 1].
         evaluate: updates between two looks at the held-out parts [count, 0 ..]; 0: a twelfth of the budget.
+        folder: where checkpoints and logs of all models go; the same call goes on from there.
         seed: of weights and batches [0 ..].
-        tell: is told what is being done.
+        tell: is told the prediction of memory and time, and what is being done.
 
     Returns:
-        A Run. "held" is the mean of the domains' bits per byte, "held NAME" those of each, "weight NAME" its share;
-        facts have "weights", the last shares.
+        A Run. "held" is the mean of the domains' bits per byte, "held NAME" those of each, "weight NAME" its share of
+        the batches since the look before (learnable: of the windows chosen); facts have "weights", the last shares.
 
     Raises:
         EmptyText: a domain without text. OutOfRange: a number outside its range.
@@ -93,11 +98,15 @@ def train(
     sizes = Sizes(size, width, heads, heads, 32 * math.ceil(8 * width / 3 / 32), context)
     how = base.plan(steps, rate=rate or 4e-3 * math.sqrt(64 / width), evaluate=evaluate, precision=precision, seed=seed)
     domains = _domains(text, tokenizer, held, context, batch)
-    mix = _Mix(domains, tokenizer, sizes, how, strength, tell or (lambda line: None))
+    place = Path(folder) if folder else None
+    mix = _Mix(domains, tokenizer, sizes, how, strength, tell or (lambda line: None), place)
+    foreseen = sizing.predict(mix.fresh(), tokens=batch * context, optimizer="adamw", precision=how.dtype)
+    mix.tell(f"each model: {foreseen.told(how.budget)}")
     module, history, facts = mix.trained(by)
-    foreseen = sizing.predict(module, tokens=batch * context, optimizer="adamw", precision=how.dtype)
+    history.figures.append(_shares(history, domains))
     facts |= {"parameters": foreseen.parameters, "predicted_bytes": foreseen.bytes, "notes": []}
     facts |= {"predicted_seconds": foreseen.seconds, "domains": [d.name for d in domains]}
+    facts["weights"] = {d.name: history.rows[-1][f"weight {d.name}"] for d in domains}
     label = f"mixture {size} x {width}"
     origin = Origin(f"trained: {label}", kind="trained", notes=(f"trained by kobza, {by}",))
     return Run(Model(label.replace(" ", ""), module.requires_grad_(False), tokenizer, origin=origin), history, facts)
@@ -116,7 +125,7 @@ def _domains(
     text: Mapping[str, Given] | Given, tokenizer: Tokenizer, share: float, context: int, batch: int
 ) -> list[_Domain]:
     found = []
-    for name, given in _named(text).items():
+    for name, given in named(text).items():
         texts, _ = corpus.documents(given)
         part = corpus.split(texts, share)
         windows = corpus.Windows(corpus.encoded(part.train, tokenizer), batch, context, tokenizer.start_id)
@@ -124,16 +133,29 @@ def _domains(
     return found
 
 
-def _named(text: Mapping[str, Given] | Given) -> Mapping[str, Given]:
+def _shares(history: Table, domains: Sequence[_Domain]) -> Figure:
+    """Return the weights of the domains over the steps."""
+    series = [{"name": d.name, "x": history["step"], "y": history[f"weight {d.name}"]} for d in domains]
+    caption = "Shares of the batches (learnable: of the windows chosen since the look before)."
+    return Figure("lines", {"series": series}, title="Weights of the domains", caption=caption, x="step", y="share")
+
+
+def named(text: Mapping[str, Given] | Given) -> Mapping[str, Given]:
     """Return the texts by domain.
 
-    >>> _named([{"text": "a", "domain": "x"}, {"text": "b", "domain": "y"}, {"text": "c", "domain": "x"}])
+    >>> named([{"text": "a", "domain": "x"}, {"text": "b", "domain": "y"}, {"text": "c", "domain": "x"}])
     {'x': ['a', 'c'], 'y': ['b']}
+    >>> named("topics;lyrics/poems.txt")
+    {'topics': 'topics', 'poems.txt': 'lyrics/poems.txt'}
     """
     if isinstance(text, Mapping):
         if not text:
             raise BadValue("there is no domain.", "Give at least one text.")
         return text
+    if isinstance(text, str) and ";" in text:
+        parts = text.split(";")
+        short = [part.rpartition("/")[2] for part in parts]
+        return dict(zip(short if len({*short}) == len(parts) else parts, parts, strict=True))
     if not corpus.is_rows(text):
         return {"text": text}
     found: dict[str, list[str]] = {}
@@ -145,7 +167,11 @@ def _named(text: Mapping[str, Given] | Given) -> Mapping[str, Given]:
 
 @dataclass
 class _Mix:
-    """A mixture under training; `weights` (K,) are the shares of the next batch."""
+    """A mixture under training; a checkpoint holds the three tensors (K,), which change in place.
+
+    `weights` are the shares of the next batch, `chosen` counts the windows chosen since the last look, `seen` sums what
+    moves the weights.
+    """
 
     domains: Sequence[_Domain]
     tokenizer: Tokenizer
@@ -153,14 +179,22 @@ class _Mix:
     how: base.Plan
     strength: float
     tell: Callable[[str], None]
+    folder: Path | None = None
     weights: Tensor = field(init=False)
+    chosen: Tensor = field(init=False)
+    seen: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.weights = self.even()
+        self.chosen, self.seen = torch.zeros(2, len(self.domains))
 
     def even(self) -> Tensor:
         """Return equal shares."""
         return torch.full((len(self.domains),), 1 / len(self.domains))
+
+    def fresh(self) -> Any:
+        """Return a model that has learned nothing."""
+        return classic.build("llama", self.sizes, self.tokenizer, seed=self.how.seed, tied=True)
 
     def trained(self, by: str) -> tuple[Any, Any, dict[str, Any]]:
         """Return the trained module, its history and facts."""
@@ -168,7 +202,8 @@ class _Mix:
             self.tell("a reference model on all domains alike")
             reference, _, _ = self.run("reference")
             self.tell("weights against the worst excess loss")
-            self.weights = self.proxy(reference)
+            self.weights.copy_(self.proxy(reference))
+            self.tell("the model itself")
             return self.run("doremi")
         if by == "skillit":
             effects = self.effects()
@@ -182,9 +217,9 @@ class _Mix:
     def run(
         self, label: str, *, reference: Any = None, after: Callable[[Any], Callable[[int, Any], None]] | None = None,
         steps: int = 0,
-    ) -> tuple[Any, Any, dict[str, Any]]:  # fmt: skip
+    ) -> tuple[Any, Table, dict[str, Any]]:  # fmt: skip
         """Train a fresh model with the present weights; `reference` chooses windows, `after` moves the weights."""
-        module = classic.build("llama", self.sizes, self.tokenizer, seed=self.how.seed, tied=True)
+        module = self.fresh()
         job = Job(
             module,
             draw=lambda generator: self.draw(generator, POOL if reference is not None else 1),
@@ -193,14 +228,14 @@ class _Mix:
             batch_tokens=self.domains[0].windows.batch * self.sizes.context,
             label=label,
             after=after(module) if after else None,
+            also={"weights": self.weights, "chosen": self.chosen, "seen": self.seen},
         )
         plan = (
             base.plan(steps, rate=self.how.rate, precision=self.how.precision, seed=self.how.seed)
             if steps
             else self.how
         )
-        history, facts = base.run(job, plan)
-        facts["weights"] = dict(zip((d.name for d in self.domains), self.weights.tolist(), strict=True))
+        history, facts = base.run(job, plan, folder=self.folder and self.folder / label)
         return module, history, facts
 
     def draw(self, generator: torch.Generator, times: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,12 +254,13 @@ class _Mix:
 
     def loss(self, module: Any, rows: tuple[Tensor, ...], reference: Any) -> tuple[Tensor, dict[str, float]]:
         """Return the mean loss, over the windows furthest above a reference where there is one."""
-        read, wanted, _ = rows
+        read, wanted, domain = rows
         if reference is not None:
             with torch.no_grad():
                 gain = _window_losses(module, read, wanted) - _window_losses(reference, read, wanted)
             best = gain.topk(len(read) // POOL).indices
             read, wanted = read[best], wanted[best]
+            self.chosen += domain[best].bincount(minlength=len(self.domains))
         return mean_loss(module, read, wanted)[0], {}
 
     def held(self, module: Any) -> dict[str, float]:
@@ -233,52 +269,54 @@ class _Mix:
             f"held {d.name}": base.held_bits(module, d.held, context=self.sizes.context, start=d.windows.start)["held"]
             for d in self.domains
         }
-        shares = {f"weight {d.name}": float(w) for d, w in zip(self.domains, self.weights, strict=True)}
+        counted = self.chosen / self.chosen.sum() if self.chosen.any() else self.weights
+        shares = {f"weight {d.name}": float(w) for d, w in zip(self.domains, counted, strict=True)}
+        self.chosen.zero_()
         return {"held": sum(bits.values()) / len(bits), **bits, **shares}
 
     def proxy(self, reference: Any) -> Tensor:
         """Return DoReMi's weights: the mean over a run that minimizes the worst excess loss over the reference."""
-        module = classic.build("llama", self.sizes, self.tokenizer, seed=self.how.seed, tied=True)
-        count, seen = len(self.domains), [self.even()]
+        module, count, now = self.fresh(), len(self.domains), self.even()
+        self.seen.zero_()
         every = torch.arange(self.domains[0].windows.batch * -(-count // self.domains[0].windows.batch)) % count
 
         def loss(rows: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
             read, wanted, chosen = rows
             with torch.no_grad():
                 excess = (_token_losses(module, read, wanted) - _token_losses(reference, read, wanted)).relu().mean(1)
-            seen.append(group_step(seen[-1], _by_domain(excess, chosen, count), self.strength))
+            now.copy_(group_step(now, _by_domain(excess, chosen, count), self.strength))
+            self.seen += now
             # each domain counts by its weight, however many windows of it there are
-            shares = (seen[-1] / chosen.bincount(minlength=count))[chosen]
+            shares = (now / chosen.bincount(minlength=count))[chosen]
             return mean_loss(module, read, wanted, shares[:, None].expand_as(wanted) / wanted.shape[1])[0], {}
 
-        job = Job(module, draw=lambda g: self.windows(every, g), loss=loss, label="weights")
-        base.run(job, base.plan(self.how.budget, rate=self.how.rate, precision=self.how.precision, seed=self.how.seed))
-        return torch.stack(seen[1:]).mean(0)
+        also = {"weights": now, "seen": self.seen}
+        job = Job(module, draw=lambda g: self.windows(every, g), loss=loss, label="weights", also=also)
+        plan = base.plan(self.how.budget, rate=self.how.rate, precision=self.how.precision, seed=self.how.seed)
+        base.run(job, plan, folder=self.folder and self.folder / "weights")
+        return self.seen / self.seen.sum()
 
     def effects(self) -> Tensor:
         """Return A (K, K): the share of domain j's loss that a short training on domain i takes away."""
         few = max(2, (self.how.budget.steps or TRIAL) // TRIAL)
-        fresh = classic.build("llama", self.sizes, self.tokenizer, seed=self.how.seed, tied=True)
-        before = self.losses(fresh)
+        before = self.losses(self.fresh())
         rows = []
         for number, domain in enumerate(self.domains):
             self.tell(f"what {few} steps on {domain.name!r} do for all")
-            self.weights = torch.zeros(len(self.domains)).index_fill(0, torch.tensor([number]), 1.0)
-            module, _, _ = self.run("trial", steps=few)
+            self.weights.zero_()[number] = 1.0
+            module, _, _ = self.run(f"trial-{number}", steps=few)
             rows.append(((before - self.losses(module)) / before).clamp(min=0))
-        self.weights = self.even()
+        self.weights.copy_(self.even())
         return torch.stack(rows)
 
     def follow(self, effects: Tensor) -> Callable[[Any], Callable[[int, Any], None]]:
         """Return what moves the weights of Skill-it at every look."""
-        total = torch.zeros(len(self.domains))
 
         def of(module: Any) -> Callable[[int, Any], None]:
             def after(step: int, _: Any) -> None:
-                nonlocal total
                 if step % self.how.looks == 0:
-                    total = total + self.losses(module)
-                    self.weights = (self.strength * (effects @ total)).softmax(-1)
+                    self.seen += self.losses(module)
+                    self.weights.copy_((self.strength * (effects @ self.seen)).softmax(-1))
 
             return after
 

@@ -189,6 +189,24 @@ def test_an_heir_gets_what_it_and_the_lost_tokens_had(tiny: Any, monkeypatch: py
     )
 
 
+def test_an_old_token_that_the_new_vocabulary_cannot_say_has_no_heir(tiny: Any) -> None:
+    source = json.loads(tiny.tokenizer._backend.to_str())
+    source["model"]["merges"] = []
+    spoken = [name for name in source["model"]["vocab"] if len(name) == 1 and name != "e"]
+    source["model"]["vocab"] = {name: id for id, name in enumerate(spoken)}
+    source["added_tokens"] = []
+    new, old = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(source)), name="mute"), tiny.tokenizer
+    first = _distilling.firsts(new, old, match(new, old))
+    silent = [id for id in range(len(old)) if b"e" in old.bytes_of(id) and id not in old.special.values()]
+    assert silent
+    assert set(first[silent].tolist()) == {-1}
+    states = torch.randn(3, tiny.width, generator=torch.Generator().manual_seed(0))
+    table = torch.zeros(len(new), tiny.width)
+    ids, _ = _heirs.changes(tiny, table, states, first, torch.tensor(match(new, old).same))
+    assert len(ids)
+    assert set(ids.tolist()) <= set(first.tolist()) - {-1}
+
+
 def test_a_constant_direction_adds_a_constant_to_logits() -> None:
     draw = torch.Generator().manual_seed(0)
     states = torch.randn(400, 8, generator=draw) * torch.tensor([1e-3, *[1.0] * 7]) + torch.tensor([2.0, *[0.0] * 7])

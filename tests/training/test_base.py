@@ -184,6 +184,29 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path: Path
     assert all(torch.isfinite(tensor).all() for tensor in state.weights.values())
 
 
+def test_a_run_broken_by_values_not_finite_goes_on_with_a_lower_rate(tmp_path: Path) -> None:
+    how = {"checkpoint": 2, "precision": "float32"}
+    with pytest.raises(NotFinite, match="goes on from the last good checkpoint"):
+        base.run(job(fault=5), base.plan(9, **how), folder=tmp_path)
+    with pytest.raises(BadValue, match="seed"):
+        base.run(job(), base.plan(9, seed=1, rate=1e-4, **how), folder=tmp_path)
+    history, facts = base.run(job(), base.plan(9, rate=1e-4, warmup=2, **how), folder=tmp_path)
+    assert facts["steps"] == 9 and history["step"][0] == 0
+    assert max(history["rate"][-2:]) <= 1e-4
+    with pytest.raises(BadValue, match="rate"):  # the run is sound again: now nothing may change
+        base.run(job(), base.plan(9, rate=1e-3, warmup=2, **how), folder=tmp_path)
+
+
+def test_a_target_that_nothing_can_reach_is_refused() -> None:
+    unmeasured = job()
+    unmeasured.measure = None
+    rewarded = job()
+    rewarded.unit = "-reward"
+    for made in (unmeasured, rewarded):
+        with pytest.raises(BadValue, match="no bits per byte"):
+            base.run(made, base.plan("1.2bpb"))
+
+
 def test_accumulated_batches_are_one_batch() -> None:
     whole, parts = job(), job()
     half = parts.draw

@@ -60,6 +60,18 @@ def test_a_run_that_goes_on_says_from_where(tmp_path: Path, capsys: Any) -> None
     assert f"kobza say '{tmp_path / 'model'}'" in err
 
 
+def test_several_texts_are_mixed(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "song.txt").write_text("the banks of the wide Dnipro, the steep cliffs. " * 60)
+    text, sizes = f"topics[:3000];{tmp_path / 'song.txt'}", "width=32,heads=2,context=16,batch=4"
+    words = ["train", text, "--mix", "doremi", "--vocabulary", "300", "--size", "1", "--set", sizes]
+    assert main([*words, "--budget", "4steps", "--save", str(tmp_path / "mixed"), "--json", "--quiet"]) == 0
+    found = json.loads(told(capsys)[0])
+    assert found["made_by"]["facts"]["weights"].keys() == {"topics[:3000]", "song.txt"}
+    assert kobza.open(tmp_path / "mixed" / "model").layers == 1
+    assert main([*words, "--budget", "1.6bpb", "--quiet"]) == 2
+    assert "by a number of steps" in told(capsys)[1]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

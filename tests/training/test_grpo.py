@@ -70,7 +70,8 @@ def test_best_of_n_has_the_best_of_n_as_its_optimum() -> None:
 
 
 def test_best_of_n_and_its_options_are_kept_in_the_record(tiny: Any) -> None:
-    run = grpo.train(tiny, ["the", "a"], best_of=2, group=2, tokens=3, steps=2, beta=1.0, held=0.0)
+    run = grpo.train(tiny, ["the", "a"], best_of=2, group=2, tokens=3, steps=2, beta=1.0, held=0.5)
+    assert run.history.units["held"] == "-reward"
     options = run.model.changes[-1].options
     assert options["best_of"] == 2 and options["tokens"] == 3 and options["temperature"] == 1.0
     with pytest.raises(OutOfRange, match="best_of 1"):

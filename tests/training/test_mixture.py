@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_weights_of_doremi_stay_a_distribution_over_all_domains() -> None:
 
 
 def test_windows_that_can_be_learned_are_chosen() -> None:
-    mix = mixture._Mix([None], None, None, None, 1.0, print)  # type: ignore[arg-type]
+    mix = mixture._Mix([None] * 8, None, None, None, 1.0, print)  # type: ignore[arg-type]
     read = torch.arange(8)[:, None].expand(8, 4)
     gains = torch.tensor([0.0, 3, 1, 0, 2, 0, 0, 0])
     seen = {}
@@ -65,12 +66,45 @@ def test_windows_that_can_be_learned_are_chosen() -> None:
         patch.setattr(mixture, "mean_loss", kept)
         mix.loss("ours", (read, read, read[:, 0]), "reference")
     assert seen["rows"] == [1, 4]
+    assert mix.chosen.nonzero()[:, 0].tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("by", ["doremi", "skillit", "learnable"])
+def test_a_mixture_cut_off_anywhere_goes_on_to_the_same_bits(by: Any, tmp_path: Path) -> None:
+    how = HOW | {"steps": 6, "by": by}
+    whole = mixture.train(byte_tokenizer(), domains(), folder=str(tmp_path / "whole"), **how)
+    left, plain = 0, mixture.mean_loss
+
+    def breaking(*given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    cuts = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture, "mean_loss", breaking)
+        while True:
+            left = 7 + 5 * cuts
+            try:
+                again = mixture.train(byte_tokenizer(), domains(), folder=str(tmp_path / "cut"), **how)
+            except KeyboardInterrupt:
+                cuts += 1
+            else:
+                break
+    assert cuts > 1
+    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in run.history] for run in (whole, again)]
+    assert rows[0] == rows[1]
+    ours, others = (run.model.module.state_dict() for run in (whole, again))
+    assert all(torch.equal(ours[name], others[name]) for name in ours)
 
 
 def test_rows_are_sorted_into_their_domains_and_a_mapping_is_taken_as_it_is() -> None:
-    assert mixture._named({"a": "x"}) == {"a": "x"}
-    assert mixture._named("some text") == {"text": "some text"}
-    assert mixture._named(["a", "b"]) == {"text": ["a", "b"]}
+    assert mixture.named({"a": "x"}) == {"a": "x"}
+    assert mixture.named("some text") == {"text": "some text"}
+    assert mixture.named(["a", "b"]) == {"text": ["a", "b"]}
+    assert mixture.named("a/x.txt;b/x.txt") == {"a/x.txt": "a/x.txt", "b/x.txt": "b/x.txt"}
 
 
 def test_bad_input() -> None:

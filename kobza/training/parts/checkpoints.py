@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,13 @@ def found(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
 
 
-def load(folder: Path, plan: Mapping[str, Any]) -> State | None:
+def load(folder: Path, plan: Mapping[str, Any], may_differ: Sequence[str] = ()) -> State | None:
     """Return the newest checkpoint that can be read, or None.
+
+    Args:
+        folder: of the run.
+        plan: what is asked for now.
+        may_differ: parts of the plan that may be others now.
 
     Raises:
         BadValue: it belongs to a run with another plan; the message names what differs.
@@ -104,7 +109,7 @@ def load(folder: Path, plan: Mapping[str, Any]) -> State | None:
             continue
         if data.get("schema") != SCHEMA:
             continue
-        _require_same(place, data["plan"], json.loads(json.dumps(plan)))
+        _require_same(place, data["plan"], json.loads(json.dumps(plan)), may_differ)
         parts = {kind: _under(tensors, kind) for kind in ("weights", "best", "random")}
         optimizer = _put_together(data.pop("optimizer"), tensors)
         del data["schema"]
@@ -114,8 +119,8 @@ def load(folder: Path, plan: Mapping[str, Any]) -> State | None:
     return None
 
 
-def _require_same(place: Path, seen: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [key for key in sorted({*seen, *wanted}) if seen.get(key) != wanted.get(key)]
+def _require_same(place: Path, seen: Mapping[str, Any], wanted: Mapping[str, Any], but: Sequence[str]) -> None:
+    differing = [key for key in sorted({*seen, *wanted} - {*but}) if seen.get(key) != wanted.get(key)]
     if differing:
         said = ", ".join(f"{key}: {seen.get(key)} there, {wanted.get(key)} now" for key in differing[:4])
         raise BadValue(

@@ -127,9 +127,7 @@ def _check(kind: str, folder: Path | None) -> None:
         raise UnknownName.of("log", kind, KINDS)
     package = KINDS[kind][0]
     if importlib.util.find_spec(package) is None:
-        raise MissingExtra(
-            f"the log {kind!r} needs the package {package!r}, which is not installed.", f"pip install {package}"
-        )
+        raise MissingExtra.of(f"the log {kind!r}", package, kind)
     if kind == "tensorboard" and folder is None:
         raise BadValue("the log 'tensorboard' needs a place for its files.", "Give a folder (kobza train --save DIR).")
 
@@ -150,7 +148,8 @@ def _numbers(row: Row) -> dict[str, float]:
 def curves(history: Table) -> list[Figure]:
     """Return a figure of training loss and held-out bits per byte over the steps."""
     series = []
-    for name, label in (("loss", "training loss [nats/token]"), ("held", "held out [bit/B]")):
+    unit = history.units.get("held", "")
+    for name, label in (("loss", "training loss [nats/token]"), ("held", f"held out [{unit}]")):
         rows = [row for row in history.rows if row.get(name) is not None]
         if len(rows) > 1:
             series.append({"name": label, "x": [row["step"] for row in rows], "y": [row[name] for row in rows]})
@@ -159,4 +158,4 @@ def curves(history: Table) -> list[Figure]:
     caption = (
         "Means over the steps between two looks; the held-out text leaves out what also stands in the training part."
     )
-    return [Figure("lines", {"series": series}, title=history.title, caption=caption, x="step", y="nats or bit/B")]
+    return [Figure("lines", {"series": series}, title=history.title, caption=caption, x="step", y=f"nats or {unit}")]

@@ -12,12 +12,9 @@ the vocabulary, the updates and the many small calls weigh more than that rule s
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,10 +120,9 @@ def predict(
     a_token = seconds / calls / tokens
     seconds += _updating(numbers) + (_orthogonalizing(module) if optimizer == "muon" else 0)
     seconds += drawn[1] * _passing(module, drawn[0]) if drawn[0] else 0
-    share = (
-        1 / 3 if 2 * numbers > sum(p.numel() for p in every) else 1 / 2
-    )  # forward alone; frozen weights have no slope
-    return Sizing(sum(p.numel() for p in every), numbers, int(memory), seconds, look * a_token * share)
+    parameters = sum(p.numel() for p in every)
+    share = 1 / 3 if 2 * numbers > parameters else 1 / 2  # of the forward pass: frozen weights have no slope
+    return Sizing(parameters, numbers, int(memory), seconds, look * a_token * share)
 
 
 @torch.no_grad()
@@ -187,24 +183,6 @@ def _orthogonalizing(module: Any) -> float:
 def _updating(numbers: int) -> float:
     sample = torch.empty(min(max(numbers, 1), 1 << 22))
     return _UPDATE / 2 * _least(lambda: sample.add_(1.0), 3) * numbers / len(sample)
-
-
-def held_bytes() -> int:
-    """Return the memory that this process holds now; its most so far where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    except OSError:
-        return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held so far."""
-    try:  # what `getrusage` says begins with the memory of the process that started this one
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def tensor_bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
