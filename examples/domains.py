@@ -2,8 +2,9 @@
 
     python examples/domains.py [VOCABULARY [STEPS [SEEDS [TEXT]]]]    (LOG.md: bytes 1000 3 kobzar.txt)
 
-A Llama-type model of two layers over bytes; prose and code of Python's documentation and sources, TEXT (without one: the
-short Ukrainian text that is built in, 2,971 bytes), and random noise; 60,000 bytes of each at most. Held-out bits per byte of each domain behind equal steps of the last model, means over seeds.
+A Llama-type model of two layers over bytes; prose and code of Python's documentation and sources, TEXT (without one the
+short Ukrainian text that is built in, 2,971 bytes), and random noise; 60,000 bytes of each at most. Held-out bits per
+byte of each domain behind equal steps of the last model.
 """
 
 import random
