@@ -120,7 +120,7 @@ def test_tensorboard_without_a_folder_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_a_log_that_is_not_installed_names_its_command(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, is_there=False)
-    with pytest.raises(MissingExtra, match=f"pip install {kind}"):
+    with pytest.raises(MissingExtra, match=f"pip install 'kobza.{kind}.'"):
         base.run(job(), base.plan(1), log=(kind,))
 
 
