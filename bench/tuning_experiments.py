@@ -4,7 +4,8 @@
 
 TEXT is the book. Every run is kept in FOLDER/runs.jsonl and not made twice. `adapter`: LoRA of SmolLM2 on the poems,
 what it learns and what English prose and code lose. `rule`: short answers without a digit, by SFT on the chosen
-answers, DPO, ORPO and GRPO; its rate is counted on greedy answers to held-out prompts. `frugal`: the embedded `kobzar`
+answers, DPO, ORPO (made-up answers rejected, and the model's own) and GRPO; its rate is counted on greedy answers to
+held-out prompts. `frugal`: the embedded `kobzar`
 tuned to English at equal steps, by loss and bytes of optimizer state. With --docs each writes a page and a picture.
 """
 
@@ -40,7 +41,12 @@ ASKED = ("How old is {}?", "How long is {}?", "How much does {} cost?", "Tell me
 CHOSEN = ("That differs from one to another.", "Nobody knows that well.", "It depends on the place.")
 WORDS = 12  # of a short answer at most
 TRAINED, HELD = 36, 12  # prompts of the rule
-RULE = {"sft": (sft, 30, 3e-4), "orpo": (orpo, 30, 3e-4), "dpo": (dpo, 40, 3e-4), "grpo": (grpo, 20, 3e-4)}
+OWN = ", own answers rejected"
+GRPO = {"reward": "short+no_digit", "tokens": 48, "batch": 1}
+RULE: dict[str, tuple[Any, int, float]] = {
+    "sft": (sft, 30, 3e-4), "orpo": (orpo, 30, 3e-4), f"orpo{OWN}": (orpo, 30, 3e-4), "dpo": (dpo, 40, 3e-4),
+    f"dpo{OWN}": (dpo, 40, 3e-4), "grpo": (grpo, 40, 1e-3),
+}  # fmt: skip
 FRUGAL: dict[str, dict[str, Any]] = {
     "all weights, AdamW": {"adapter": "none", "rate": 1e-3},
     "all weights, Muon": {"adapter": "none", "rate": 1e-3, "optimizer": "muon"},
@@ -133,11 +139,16 @@ def rule(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
         if name == "none":
             return measured(model, model)
         technique, steps, rate = RULE[name]
+        taught = train
+        if name.endswith(OWN):
+            rows = [
+                row | {"rejected": greedy.generate(model, row["prompt"], tokens=24, chat=True).text} for row in train
+            ]
         how: dict[str, Any] = {"steps": steps, "rate": rate, "context": 96, "held": 0.0, "evaluate": 1000, "seed": seed}
         if name == "sft":
             how["answer"] = "chosen"
-        how |= {"reward": "short+no_digit", "tokens": 24} if name == "grpo" else {"batch": 2}
-        return measured(model, technique.train(model, train, adapter="lora:rank=8", **how).model)
+        how |= GRPO if name == "grpo" else {"batch": 2}
+        return measured(model, technique.train(model, taught, adapter="lora:rank=8", **how).model)
 
     rows, bars = [], {"labels": [], "values": [], "low": [], "high": []}
     for name in ("none", *RULE):
