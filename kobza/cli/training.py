@@ -99,6 +99,8 @@ def train(
         words, domains = _options(mixture.train, more, own), mixture.named(text)
         tokenizer = _vocabulary(vocabulary, *domains.values())
         run = mixture.train(tokenizer, domains, tell=_tell, **_kept(words, save))
+    elif ";" in text and not Path(text).exists():
+        raise BadValue("several texts are told apart by a mixture.", "Add --mix uniform (all alike), or doremi.")
     else:
         words = _options(scratch.train, more, {"size": size, "kind": kind, "budget": budget, "seed": seed})
         run = scratch.train(_vocabulary(vocabulary, text), text, tell=_tell, **_kept(words, save))

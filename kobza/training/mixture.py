@@ -83,7 +83,7 @@ def train(
 
     Returns:
         A Run. "held" is the mean of the domains' bits per byte, "held NAME" those of each, "weight NAME" its share of
-        the batches since the look before (learnable: of the windows chosen); facts have "weights", the last shares.
+        the next batches (learnable: of the windows chosen since the look before); facts have the last "weights".
 
     Raises:
         EmptyText: a domain without text. OutOfRange: a number outside its range.
@@ -136,7 +136,7 @@ def _domains(
 def _shares(history: Table, domains: Sequence[_Domain]) -> Figure:
     """Return the weights of the domains over the steps."""
     series = [{"name": d.name, "x": history["step"], "y": history[f"weight {d.name}"]} for d in domains]
-    caption = "Shares of the batches (learnable: of the windows chosen since the look before)."
+    caption = "Shares of the next batches (learnable: of the windows chosen since the look before)."
     return Figure("lines", {"series": series}, title="Weights of the domains", caption=caption, x="step", y="share")
 
 

@@ -79,6 +79,7 @@ def test_several_texts_are_mixed(tmp_path: Path, capsys: Any) -> None:
         (["train", "topics[:5000]", "--budget", "soon"], 2, "budget 'soon'"),
         (["train", "topics[:5000]", "--set", "layrs=2"], 2, "'layers'"),
         (["train", "topics[:5000]", "--set", "seed=2"], 2, "--seed"),
+        (["train", "topics[:5000];source[:5000]"], 2, "--mix"),
         (["tune", "tiny", "--data", "topics[:2000]", "--objective", "dop"], 2, "'dpo'"),
         (["tune", "tiny", "--data", "topics[:2000]", "--adapter", "lra"], 2, "'lora'"),
     ],
