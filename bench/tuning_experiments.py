@@ -1,13 +1,14 @@
-"""Three experiments with tuning, over seeds: an adapter on the poems, a rule as a preference, what a step needs.
+"""Experiments with tuning, over seeds: an adapter, a rule as a preference, what a step needs, a teacher or its text.
 
-    python bench/tuning_experiments.py FOLDER TEXT [adapter] [rule] [frugal] [--seeds 3] [--docs DIR]
+    python bench/tuning_experiments.py FOLDER TEXT [adapter] [rule] [frugal] [teacher] [--seeds 3] [--docs DIR]
 
 TEXT is the book. Every run is kept in FOLDER/runs.jsonl and not made twice. `adapter`: LoRA of SmolLM2 on the poems,
 what it learns and what English prose and code lose. `rule`: short answers without a digit, by SFT on the chosen
 answers, DPO, ORPO (made-up answers rejected, and the model's own) and GRPO; its rate is counted on greedy answers to
 held-out prompts. `frugal`: the embedded `kobzar`
 tuned to English at equal steps, by loss and bytes of optimizer state, each way at its best rate (thirds and threefolds
-are tried with a seed of their own until it gets worse on both sides). With --docs each writes a page and a picture.
+are tried with a seed of their own until it gets worse on both sides). `teacher`: SmolLM2 without four layers learns
+from the text, from the whole model's distributions on it, or from both. With --docs each writes a page and a picture.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from kobza.core.files import write_atomic
 from kobza.core.render import page
 from kobza.core.table import Table
 from kobza.decoding import greedy
+from kobza.edits import layer_drop
 from kobza.measures import bits_per_byte, divergence
-from kobza.training import dpo, grpo, orpo, sft
+from kobza.training import distil, dpo, grpo, orpo, sft
 
 PROSE = "topics[:1500]"
 ENGLISH = ("topics[:3000]", "source[:2000]")
@@ -62,6 +64,7 @@ FRUGAL: dict[str, dict[str, Any]] = {
     "DoRA 8": {"adapter": "dora:rank=8", "rate": 4e-3},
     "IA3": {"adapter": "ia3", "rate": 4e-3},
 }
+READ, DROPPED = "topics[20000:200000]", [5, 12, 17, 20]  # what a teacher reads aloud, and the layers a student lacks
 TRIAL = 1000  # the seed that a rate is chosen with
 Row = dict[str, Any]
 
@@ -217,9 +220,48 @@ def frugal(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
     return [Table(rows, title="What a step needs", units={"state": "bytes", "held": "bit/B"}, note=note)], figure
 
 
+def teacher(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
+    """A model that lost layers learns from a text, from its teacher's distributions there, or from both."""
+
+    def run(mix: float, rate: float, seed: int) -> Row:
+        def make() -> Row:
+            model = kobza.open("smollm2")
+            student = layer_drop.apply(model, layers=DROPPED)
+            tuned = student
+            if rate:
+                how: dict[str, Any] = {"steps": 40, "batch": 2, "context": 256, "evaluate": 20, "seed": seed}
+                how |= {"teacher": "smollm2", "adapter": "lora:rank=16", "mix": mix, "rate": rate}
+                tuned = distil.train(student, READ, **how).model
+            found: Row = {"held": 0.0}
+            for name in ENGLISH:
+                found[name] = bits_per_byte.measure(tuned, name).value - bits_per_byte.measure(model, name).value
+                found[f"KL {name}"] = divergence.measure(tuned, kobza.text(name), original=model).value
+            found["held"] = sum(found[name] for name in ENGLISH)
+            return found
+
+        return kept(f"teacher {mix}, rate {rate:.3g}, {seed}", make)
+
+    rows, bars = [], {"labels": [], "values": [], "low": [], "high": []}
+    for name, mix in {"not taught": 1.0, "the text": 0.0, "half of each": 0.5, "the teacher": 1.0}.items():
+        rate = 0.0 if name == "not taught" else min((1e-4, 3e-4, 1e-3), key=lambda r, m=mix: run(m, r, TRIAL)["held"])
+        runs = [run(mix, rate, seed) for seed in (seeds if rate else [0])]
+        figures = {key: interval([r[key] for r in runs]) for key in runs[0] if key != "held"}
+        rows.append({"learns from": name, "rate": f"{rate:.2g}", **figures})
+        lost = [r[ENGLISH[0]] for r in runs]
+        for key, value in zip(bars, (name, statistics.mean(lost), min(lost), max(lost)), strict=True):
+            bars[key].append(value)
+    note = (
+        f"SmolLM2 without layers {DROPPED}, LoRA 16, 40 steps of 512 tokens of {READ}; lost bit/B and divergence in bits "
+        f"a token from the whole model, {len(seeds)} seeds: mean ± half a 95 % interval; rates chosen with another seed"
+    )
+    figure = Figure("bars", bars, title=f"What is still lost on {ENGLISH[0]}", y="bit/B",
+                    caption="Mean, lowest and highest seed.")  # fmt: skip
+    return [Table(rows, title="A teacher or its text", note=note)], figure
+
+
 def main() -> None:
     """Run what was asked for and write its pages."""
-    known = {"adapter": adapter, "rule": rule, "frugal": frugal}
+    known = {"adapter": adapter, "rule": rule, "frugal": frugal, "teacher": teacher}
     words = argparse.ArgumentParser()
     words.add_argument("folder", type=Path)
     words.add_argument("text", type=Path)
@@ -236,6 +278,7 @@ def main() -> None:
                 "adapter": "What an adapter learns",
                 "rule": "A rule as a preference",
                 "frugal": "What a step needs",
+                "teacher": "A teacher or its text",
             }
             write_atomic(asked.docs / f"experiment-{name}.html", page(title[name], [*made, figure]).encode())
             figure.save(asked.docs / "pictures" / f"experiment-{name}.svg")
