@@ -214,7 +214,7 @@ def frugal(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
         found = {"rate": f"{rate:.2g}", "before": runs[0]["curve"][0][1], "held": interval(ends)}
         rows.append({"way": way, **found, "state": runs[0]["state"]})
         lines.append(curve(way, runs))
-    note = f"100 steps of 512 tokens, {len(seeds)} seeds: mean ± half a 95 % interval; rates chosen with another seed"
+    note = f"100 steps of 512 tokens, {len(seeds)} seeds: mean ± half a 95 % interval; rates by another seed"
     figure = Figure("lines", {"series": lines}, title="Held out at equal steps", x="step", y="bit/B",
                     caption="Mean, lowest and highest seed.")  # fmt: skip
     return [Table(rows, title="What a step needs", units={"state": "bytes", "held": "bit/B"}, note=note)], figure
@@ -251,8 +251,8 @@ def teacher(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
         for key, value in zip(bars, (name, statistics.mean(lost), min(lost), max(lost)), strict=True):
             bars[key].append(value)
     note = (
-        f"SmolLM2 without layers {DROPPED}, LoRA 16, 40 steps of 512 tokens of {READ}; lost bit/B and divergence in bits "
-        f"a token from the whole model, {len(seeds)} seeds: mean ± half a 95 % interval; rates chosen with another seed"
+        f"SmolLM2 without layers {DROPPED}, LoRA 16, 40 steps of 512 tokens of {READ}; lost bit/B and divergence in "
+        f"bits a token from the whole model, {len(seeds)} seeds: mean ± half a 95 % interval; rates by another seed"
     )
     figure = Figure("bars", bars, title=f"What is still lost on {ENGLISH[0]}", y="bit/B",
                     caption="Mean, lowest and highest seed.")  # fmt: skip
