@@ -126,10 +126,15 @@ def _evaluated(parameter: inspect.Parameter, function: Callable[..., Any]) -> An
     return eval(kind, function.__globals__) if isinstance(kind, str) else kind
 
 
+def speaks() -> bool:
+    """Whether this process says and saves what is found: of several that torchrun started the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def settled(*, quiet: bool = False, verbose: int = 0, threads: int = 0) -> Iterator[None]:
     """Run the block with a bar on a terminal, `threads` threads, and libraries as talkative as asked."""
-    drawn = bar.Bar(sys.stderr) if bar.wanted(sys.stderr) and not quiet else None
+    drawn = bar.Bar(sys.stderr) if bar.wanted(sys.stderr) and not quiet and speaks() else None
     environment = {"TRANSFORMERS_VERBOSITY": ("error", "info", "debug")[min(verbose, 2)], "TQDM_DISABLE": "1"}
     if threads:
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))

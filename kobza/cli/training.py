@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kobza.cli import show, spec
-from kobza.cli.frame import command
+from kobza.cli.frame import command, speaks
 from kobza.core.errors import BadValue, OutOfRange
 
 if TYPE_CHECKING:
@@ -72,9 +72,13 @@ def train(
     ] = "",
     budget: Budget = "1000steps",
     save: Save = None,
+    sharded: Annotated[
+        bool,
+        typer.Option("--sharded", help="Under torchrun: cut weights, gradients and optimizer state among the ranks."),
+    ] = False,
     more: More = "",
     seed: Number = 0,
-) -> Result:
+) -> Result | None:
     """Train a new model on a text. Its last tenth is held out; what of that also stands in the rest is found and
     counted apart. Memory and time are said first.
 
@@ -102,7 +106,8 @@ def train(
     elif ";" in text and not Path(text).exists():
         raise BadValue("several texts are told apart by a mixture.", "Add --mix uniform (all alike), or doremi.")
     else:
-        words = _options(scratch.train, more, {"size": size, "kind": kind, "budget": budget, "seed": seed})
+        own = {"size": size, "kind": kind, "budget": budget, "sharded": sharded, "seed": seed}
+        words = _options(scratch.train, more, own)
         run = scratch.train(_vocabulary(vocabulary, text), text, tell=_tell, **_kept(words, save))
     return _result(run, f"train {text}", save)
 
@@ -127,7 +132,7 @@ def tune(
     more: More = "",
     seed: Number = 0,
     dtype: spec.Dtype = "",
-) -> Result:
+) -> Result | None:
     """Adapt a model: to a text or answers (sft), to preferences (dpo, orpo), to a rule (grpo), to a teacher (distil).
 
     With --save the folder holds the model with the adapter merged in, and the adapter as PEFT's files.
@@ -209,13 +214,16 @@ def _vocabulary(words: str, *texts: Any) -> Any:
 
 
 def _tell(line: str) -> None:
-    sys.stderr.write(f"{show.printable(line)}\n")
+    if speaks():
+        sys.stderr.write(f"{show.printable(line)}\n")
 
 
-def _result(run: Any, title: str, save: Path | None) -> Result:
+def _result(run: Any, title: str, save: Path | None) -> Result | None:
     """Return history and facts as a Result, and write what is to be kept."""
     from kobza.core.result import Result
 
+    if not speaks():
+        return None
     facts = dict(run.facts)
     tables = [run.history]
     notes = [f"{facts['ended']} ({facts['steps']:,} steps in {facts['seconds']:,.1f} s)"]

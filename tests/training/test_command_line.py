@@ -1,6 +1,9 @@
 """kobza train and kobza tune: from words to a folder that opens, and back to the same run."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 
 import kobza
 from kobza.cli.main import main
+from kobza.core.result import Result
 from kobza.training.parts import adapters
 
 SMALL = "layers=1,width=32,heads=2,context=16,batch=2"
@@ -58,6 +62,32 @@ def test_a_run_that_goes_on_says_from_where(tmp_path: Path, capsys: Any) -> None
     err = told(capsys)[1]
     assert f"goes on from '{tmp_path / 'run' / 'step-00000002'}'" in err
     assert f"kobza say '{tmp_path / 'model'}'" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", [[], ["--sharded"]])
+def test_of_two_processes_one_speaks_and_saves(flag: list[str], tmp_path: Path, capsys: Any) -> None:
+    words = ["train", "topics[:6000]", "--vocabulary", "bytes", "--budget", "4steps", "--set", SMALL, "--json"]
+    assert main([*words, "--quiet", "--save", str(tmp_path / "one")]) == 0
+    alone = json.loads(told(capsys)[0])
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "kobza"]
+    found = subprocess.run(
+        [*ranks, *words, *flag, "--save", str(tmp_path / "two")],
+        capture_output=True, text=True, timeout=170, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert found.stderr.count("saved ") == 1
+    both = json.loads(found.stdout)  # one document
+    held = [[row["held"] for row in rows(told)] for told in (alone, both)]
+    assert held[1] == pytest.approx(held[0], abs=1e-3)
+    assert both["made_by"]["facts"]["ranks"] == 2
+    assert kobza.open(tmp_path / "two" / "model").layers == 1
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a result's first table."""
+    table = Result.from_json(found).tables[0]
+    return table.rows
 
 
 def test_several_texts_are_mixed(tmp_path: Path, capsys: Any) -> None:

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m kobza train poems.txt --budget 3000steps --save poems
 
-With `--sharded` parameters, gradients and optimizer state are cut among the ranks (torch's `fully_shard`: FSDP2), block
+With --sharded parameters, gradients and optimizer state are cut among the ranks (torch's `fully_shard`: FSDP2), block
 by block; a checkpoint holds whole tensors, so that a run may go on with another number of ranks, or with one.
 
 Every rank draws the whole batch from the same generator and takes its rows, so that the batches do not depend on the
