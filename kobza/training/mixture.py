@@ -33,6 +33,7 @@ from kobza.training.base import Given, Job, Run
 from kobza.training.parts import classic, corpus, sizing
 from kobza.training.parts.classic import Sizes
 from kobza.training.parts.losses import mean_loss
+from kobza.training.parts.ranks import ranks
 
 SMOOTHING = 1e-3  # of DoReMi's weights, towards equal ones
 POOL = 4  # windows looked at for each that is learned from, by `learnable`
@@ -86,12 +87,14 @@ def train(
         the next batches (learnable: of the windows chosen since the look before); facts have the last "weights".
 
     Raises:
-        EmptyText: a domain without text. OutOfRange: a number outside its range.
+        EmptyText: a domain without text. OutOfRange: a number outside its range. BadValue: several ranks.
 
     Cost: doremi trains three models, learnable two and reads `POOL` batches a step, skillit tries a tenth per domain.
     """
     if not strength > 0 or not 0 < held < 1:
         raise OutOfRange(f"strength {strength} must be above 0, held {held} between 0 and 1.")
+    if ranks().world > 1:  # each rank would move weights of its own
+        raise BadValue("a mixture is trained by one process.", "Start it without torchrun.")
     tokenizer = model if isinstance(model, Tokenizer) else model.tokenizer
     width = width or 64 * size
     heads = heads or max(1, width // 64)
