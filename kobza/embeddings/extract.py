@@ -19,6 +19,7 @@ from kobza.core.files import atomic_file
 from kobza.core.table import Table
 from kobza.embeddings.base import Vectors, vectors_of
 from kobza.models import linear_algebra
+from kobza.tokens.base import printable
 
 if TYPE_CHECKING:
     from kobza.embeddings.base import Subject
@@ -81,7 +82,7 @@ def save(subject: Subject, path: str | Path, *, end: str = "in") -> Path:
 
 
 def load(path: str | Path) -> Vectors:
-    """Read what `save` wrote; texts are then found by their labels (▁ for a space).
+    """Read what `save` wrote; texts are then found by their labels (▁ for a space, \\n for a new line).
 
     Raises:
         MissingFile: there is no such file.
@@ -107,7 +108,7 @@ def load(path: str | Path) -> Vectors:
     kind: Literal["tokens", "words"] = "tokens" if notes.get("kind") == "tokens" else "words"
 
     def find(text: str) -> int | None:
-        return known.get(text.replace(" ", "▁") if kind == "tokens" else text)
+        return known.get(printable(text.encode(errors="surrogatepass")) if kind == "tokens" else text)
 
     known = {label: row for row, label in reversed(list(enumerate(labels)))}
     return Vectors(matrix, labels, name=notes.get("name", path.stem), kind=kind, find=find, special=special)

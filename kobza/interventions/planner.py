@@ -97,7 +97,7 @@ class Run:
         finally:
             for handle in handles:
                 handle.remove()
-        self.last = out.logits[0, -1].float()
+        self.last = out.logits[0, -1].float().clone()  # a view would keep the logits of all positions
         rows = out.logits[0, :-1].float()
         targets = self._tensor()[0, 1:, None]
         self.nats = (rows.logsumexp(-1) - rows.gather(1, targets)[:, 0]).double()  # (T - 1,)

@@ -79,9 +79,8 @@ class _Installed:
         self.has_fired = False
         self.handles: list[Any] = []
         self.block_input: Tensor | None = None
-        is_middle = site.name == "resid_mid"
-        self.place: Place = locate(model, Site("attn_out", site.layer) if is_middle else site)
-        self.act = self.middle if is_middle else self.at_value
+        self.is_middle = site.name == "resid_mid"
+        self.place: Place = locate(model, Site("attn_out", site.layer) if self.is_middle else site)
 
     def install(self) -> None:
         """Register with torch."""
@@ -102,6 +101,11 @@ class _Installed:
         for handle in self.handles:
             handle.remove()
         self.block_input = None
+
+    def act(self, value: Tensor) -> Tensor | None:
+        """Apply the function where it belongs; None if it changed nothing."""
+        # subtle: a method kept as an attribute would be a cycle, and keep what functions hold until it is collected
+        return self.middle(value) if self.is_middle else self.at_value(value)
 
     def at_value(self, value: Tensor) -> Tensor | None:
         """Apply the function to a value as the module holds it; None if it changed nothing."""

@@ -390,15 +390,17 @@ class Tokenizer:
 def printable(data: bytes) -> str:
     """Return bytes as one line of text: a space as U+2581, other unprintable characters and half ones escaped.
 
-    >>> printable(b" sea\\n"), printable(b"\\xd0")
-    ('▁sea\\\\n', '\\\\xd0')
+    >>> printable(b" sea\\n"), printable(b"\\xa0"), printable("\\xa0".encode())
+    ('▁sea\\\\n', '\\\\xa0', '\\\\u00a0')
     """
     shown = []
     for character in data.decode("utf-8", errors="backslashreplace"):
         if character == " ":
             shown.append(alphabet.METASPACE)
         elif character == alphabet.METASPACE or not character.isprintable():
-            shown.append(character.encode("unicode_escape").decode())
+            escaped = character.encode("unicode_escape").decode()
+            # subtle: \xa0 is the byte; the character of that number, two bytes long, is another token
+            shown.append(f"\\u{ord(character):04x}" if "\x7f" < character <= "\xff" else escaped)
         else:
             shown.append(character)
     return "".join(shown)

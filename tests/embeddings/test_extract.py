@@ -19,6 +19,15 @@ def test_a_table_comes_back_bit_for_bit(tiny, tmp_path):
     assert torch.equal(back[" t"], vectors_of(tiny)[" t"])
 
 
+def test_every_text_of_a_token_finds_its_row_in_the_file(tiny, tmp_path):
+    vectors = vectors_of(tiny)
+    back = extract.load(extract.save(tiny, tmp_path / "table.safetensors"))
+    texts = [text for text in map(chr, range(128)) if text in vectors]
+    assert {" ", "\n", "\t", "\0"} <= set(texts)
+    assert back.rows(texts) == vectors.rows(texts)
+    assert "\ud800" not in back, "half a character is no token"
+
+
 def test_the_file_says_where_it_came_from(tiny, tmp_path):
     path = extract.save(tiny, tmp_path / "table.safetensors")
     with safe_open(path, "pt") as file:

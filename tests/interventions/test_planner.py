@@ -174,3 +174,8 @@ def test_hooks_are_gone_after_an_error(tiny: Any, how: Any) -> None:
 def test_a_site_the_model_lacks_is_named(tiny: Any) -> None:
     with pytest.raises(UnknownName, match="resid_pre"):
         places(tiny, [1, 2], "resid_pr.1")
+
+
+def test_a_run_keeps_the_logits_of_its_last_position_only(tiny: Any) -> None:
+    last = Run(tiny, prompt_ids(tiny, PROMPT)).last
+    assert last.untyped_storage().nbytes() == 4 * tiny.vocabulary

@@ -1,5 +1,7 @@
 """Hooks and traces: the residual stream adds up, changes act where they should, nothing stays behind."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,22 @@ def test_traces_of_nothing_or_too_much_are_refused() -> None:
         model.trace([1] * 9, "embed")
     with pytest.raises(OutOfRange, match="300"):
         model.trace([300], "embed")
+
+
+@pytest.mark.parametrize("site", ["pattern.1", "resid_mid.1", "neuron.1", "head_out.1", "norm1_scale.1"])
+def test_what_a_hook_held_goes_with_it(site: str) -> None:
+    """Without the collector of cycles: patterns of a long text, a layer after the other, would stay until it comes."""
+    model = tiny("llama")
+
+    def keep(value: torch.Tensor) -> None:
+        assert value.numel()
+
+    held = weakref.ref(keep)
+    gc.disable()
+    try:
+        with hooked(model, [Hook(site, keep)]):
+            logits(model, IDS)
+        del keep
+        assert held() is None
+    finally:
+        gc.enable()

@@ -190,6 +190,8 @@ def test_what_alters_the_text_is_said() -> None:
         (b" sea", "▁sea"),
         (b"a\nb\x1b", "a\\nb\\x1b"),
         (b"\xd0", "\\xd0"),
+        (b"\xa0", "\\xa0"),
+        ("\xa0".encode(), "\\u00a0"),
         ("\u202e".encode(), "\\u202e"),
         ("▁".encode(), "\\u2581"),
         ("шо".encode(), "шо"),
