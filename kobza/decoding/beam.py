@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kobza.decoding.base import Event, Generation, Note, Session, Step, check_ranges, speak
 from kobza.models.model import Model
-from kobza.models.prompts import Prompt
+from kobza.models.prompts import Prompt, prompt_ids
+from kobza.models.stepping import chosen_backend
 
 
 def generate(
@@ -53,16 +54,51 @@ def generate(
 
     Cost: one step of `beams` rows per token.
     """
+    _check(beams, groups, diversity)
+
+    def strategy(session: Session) -> Iterator[Event]:
+        worth, best = _found(session, beams // groups, groups, diversity, length)[0]
+        yield Note(f"mean log-probability {worth:.4f}")
+        seconds = time.perf_counter() - session.begin
+        for token, logprob in zip(best.ids, best.logprobs, strict=True):
+            if token in session.ends:
+                yield "end"
+                return
+            yield Step(token, logprob, seconds)
+
+    return speak(model, prompt, strategy, tokens=tokens, stop=stop or (), chat=chat)
+
+
+def many(
+    model: Model, prompt: Prompt, *, tokens: int = 64, beams: int = 4, groups: int = 1, diversity: float = 0.5,
+    length: float = 1.0, chat: bool = False,
+) -> list[tuple[str, float]]:  # fmt: skip
+    """Return all texts that a search finds, not only the best.
+
+    Args:
+        model, prompt, tokens, beams, groups, diversity, length, chat: as in `generate`.
+
+    Returns:
+        (text, its log-probability by the model alone [nats]) of `beams` texts at most, in the order of the search's
+        worth, which for a later group counts what `diversity` cost it.
+
+    Raises:
+        OutOfRange: an option outside its range.
+    """
+    _check(beams, groups, diversity)
+    check_ranges(("tokens", tokens, tokens >= 1, "1 or more"))
+    session = Session(model, prompt_ids(model, prompt, chat=chat), tokens, chosen_backend())
+    found = _found(session, beams // groups, groups, diversity, length)
+    said = [[token for token in path.ids if token not in session.ends] for _, path in found]
+    return [(model.tokenizer.text(ids), sum(path.logprobs)) for ids, (_, path) in zip(said, found, strict=True)]
+
+
+def _check(beams: int, groups: int, diversity: float) -> None:
     check_ranges(
         ("beams", beams, beams >= 1, "1 or more"),
         ("groups", groups, 1 <= groups <= beams and beams % groups == 0, f"a divisor of beams ({beams})"),
         ("diversity", diversity, diversity >= 0, "0 or more"),
     )
-
-    def strategy(session: Session) -> Iterator[Event]:
-        yield from _search(session, beams // groups, groups, diversity, length)
-
-    return speak(model, prompt, strategy, tokens=tokens, stop=stop or (), chat=chat)
 
 
 @dataclass(frozen=True)
@@ -90,7 +126,8 @@ class _Group:
     is_open: bool = True
 
 
-def _search(session: Session, width: int, count: int, diversity: float, length: float) -> Iterator[Event]:
+def _found(session: Session, width: int, count: int, diversity: float, length: float) -> list[tuple[float, _Path]]:
+    """Search; return (worth, text) of what ended in all groups, best first."""
     groups = [_Group() for _ in range(count)]
     logits = session.feed(session.ids)[None]
     for made in range(1, session.tokens + 1):
@@ -106,14 +143,7 @@ def _search(session: Session, width: int, count: int, diversity: float, length: 
         _renumber(groups)
         session.passes += 1
         logits = session.checked(session.run.feed([[path.ids[-1]] for path in rows]).cpu())
-    worth, best = max((pair for group in groups for pair in group.ended), key=lambda pair: pair[0])
-    yield Note(f"mean log-probability {worth:.4f}")
-    seconds = time.perf_counter() - session.begin
-    for token, logprob in zip(best.ids, best.logprobs, strict=True):
-        if token in session.ends:
-            yield "end"
-            return
-        yield Step(token, logprob, seconds)
+    return sorted((pair for group in groups for pair in group.ended), key=lambda pair: -pair[0])
 
 
 def _advance(

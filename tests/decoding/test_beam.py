@@ -46,6 +46,33 @@ def test_equals_transformers_where_texts_end(length: float) -> None:
     assert found.ids == [token for token in expected if token != usual]
 
 
+@pytest.mark.parametrize(("beams", "length"), [(1, 1.0), (4, 0.0), (5, 2.0)])
+def test_all_texts_found_equal_transformers(beams: int, length: float) -> None:
+    model = make_tiny()
+    ids = model.tokenizer.encode("The kobza", start=True)
+    fed = torch.tensor([ids])
+    with torch.inference_mode():
+        rows = model.module.generate(
+            fed, attention_mask=torch.ones_like(fed), max_new_tokens=12, do_sample=False, pad_token_id=0,
+            num_beams=beams, num_return_sequences=beams, length_penalty=length,
+        )  # fmt: skip
+        logprobs = model.module(rows).logits.log_softmax(-1)
+    expected = []
+    for row, found in zip(rows[:, len(ids) :].tolist(), logprobs[:, len(ids) - 1 : -1], strict=True):
+        total = sum(float(found[place, token]) for place, token in enumerate(row))
+        expected.append((model.tokenizer.text([t for t in row if t != model.tokenizer.end_id]), total))
+    found = beam.many(model, ids, tokens=12, beams=beams, length=length)
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    assert [total for _, total in found] == pytest.approx([total for _, total in expected], abs=1e-3)
+
+
+def test_the_first_of_all_texts_is_the_one_said(tiny: Any) -> None:
+    options: dict[str, Any] = {"tokens": 12, "beams": 6, "groups": 3}
+    texts = beam.many(tiny, "The kobza", **options)
+    assert len(texts) == 6
+    assert texts[0][0] == beam.generate(tiny, "The kobza", **options).text
+
+
 def test_one_beam_is_greedy(tiny: Any) -> None:
     assert beam.generate(tiny, "The kobza", tokens=20, beams=1).ids == greedy.generate(tiny, "The kobza", tokens=20).ids
 
@@ -99,3 +126,5 @@ def test_groups_without_a_price_are_equal_searches(tiny: Any) -> None:
 def test_groups_must_divide_the_beams(tiny: Any, beams: int, groups: int) -> None:
     with pytest.raises(OutOfRange, match=f"groups is {groups}; allowed is a divisor of beams \\(4\\)"):
         beam.generate(tiny, "a", beams=beams, groups=groups)
+    with pytest.raises(OutOfRange, match=f"groups is {groups}; allowed is a divisor of beams \\(4\\)"):
+        beam.many(tiny, "a", beams=beams, groups=groups)

@@ -59,6 +59,23 @@ def test_votes_are_noted(tiny: Any) -> None:
     assert isinstance(found.events[0], Note)
 
 
+def test_what_follows_a_stop_text_has_no_vote(tiny: Any) -> None:
+    import re
+
+    drawn = [Drawn([Step(token, -0.1, 0.0) for token in tiny.tokenizer.encode(text)]) for text in ("7\n8", "7", "8\n9")]
+    assert best_of._voted(tiny, drawn, re.compile(r"\d+"), ["\n"])[1] == "7: 2, 8: 1"
+
+
+@pytest.mark.parametrize("by", ["logprob", "vote"])
+def test_texts_end_at_a_stop_text(tiny: Any, by: Any) -> None:
+    free = best_of.generate(tiny, "1 2 3", tokens=12, texts=1, by=by, seed=1)
+    stop = free.text[3:5]
+    found = best_of.generate(tiny, "1 2 3", tokens=12, texts=1, by=by, seed=1, stop=[stop])
+    assert found.text == free.text[: free.text.find(stop)]
+    assert found.stopped_by == "stop"
+    assert found.passes < free.passes
+
+
 def test_bad_options_are_refused(tiny: Any) -> None:
     with pytest.raises(BadValue, match="not a regular expression"):
         best_of.generate(tiny, "a", answer="(")
