@@ -57,7 +57,7 @@ KINDS = {  # the first of each is the solved example
 }
 ALTERNATIVES = (4, 0)  # answers among which one is chosen; 0: all of the kind
 SHOTS = "Q: 4 + 7 + 5\nA: 4 + 7 = 11, 11 + 5 = 16\n\nQ: 9 + 3 + 8\nA: 9 + 3 = 12, 12 + 8 = 20\n\n"
-SUMS, SEEDS = 30, range(2)
+SUMS, SEEDS = 30, range(1)
 BEGINNINGS = [
     "Once upon a time, in a village by the river, there lived an old man who",
     "The three most important things to know about the history of Europe are",
@@ -69,7 +69,7 @@ TOKENS, FOUND = 200, 24  # of a text, of a beam
 DROPPED = {"26 layers": 4, "20 layers": 10}  # amateurs: blocks left and taken out
 PENALIZED = "greedy, repetition 1.2"
 PLAIN = {"greedy": ("greedy", {}), PENALIZED: ("sample", {"temperature": 0.0, "repetition": 1.2})}
-GROUPS = [(1, 0.0), (4, 0.5), (8, 0.5), (8, 2.0)]  # groups of eight beams, their diversity
+GROUPS = [(1, 0.0), (4, 0.5), (8, 0.5)]  # groups of eight beams, their diversity
 Way = tuple[str, dict[str, Any]]  # technique, options
 Ways = dict[str, Way]
 
@@ -186,7 +186,7 @@ def sums(kept: Kept, model: Any, folder: Path) -> list[Table]:
             for place, (number, each) in enumerate(zip(found["said"], digits, strict=True)):
                 right[name][place] += (number == str(sum(each))) / len(seeds)
     rows = [{"way": name} | against(values, right["greedy"]) for name, values in right.items()]
-    return [Table(rows, title=f"{SUMS} sums of three digits, {len(SEEDS)} seeds, share right")]
+    return [Table(rows, title=f"{SUMS} sums of three digits, share right; seeds: {len(SEEDS)}")]
 
 
 def _sum(way: Way, model: Any, digits: Sequence[int], seed: int) -> str:
@@ -197,11 +197,9 @@ def _sum(way: Way, model: Any, digits: Sequence[int], seed: int) -> str:
 
 def texts(kept: Kept, model: Any, folder: Path) -> list[Table]:
     """Repetition and surprisal of texts, in both halves."""
-    name = next(iter(DROPPED))
     ways: Ways = PLAIN | {f"contrastive search {a}": ("contrastive_search", {"alpha": a}) for a in (0.4, 0.6)}
     ways |= {"sample at 1": ("sample", {})}
     ways |= {f"mirostat {target}": ("mirostat", {"target": target}) for target in (2.0, 3.0, 5.0)}
-    ways[f"contrastive, {name}"] = "contrastive", {"amateur": amateur(model, folder, name)}
     places = range(len(BEGINNINGS))
     rows = []
     for name, way in ways.items():
