@@ -8,7 +8,7 @@ answers, DPO, ORPO (made-up answers rejected, and the model's own) and GRPO; its
 held-out prompts. `frugal`: the embedded `kobzar`
 tuned to English at equal steps, by loss and bytes of optimizer state, each way at its best rate (thirds and threefolds
 are tried with a seed of their own until it gets worse on both sides). `teacher`: SmolLM2 without four layers learns
-from the text, from the whole model's distributions on it, or from both. With --docs each writes a page and a picture.
+from the text, or from the distributions of the whole model on it. With --docs each writes a page and a picture.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def frugal(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
 
 
 def teacher(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
-    """A model that lost layers learns from a text, from its teacher's distributions there, or from both."""
+    """A model that lost layers learns from a text, or from its teacher's distributions there."""
 
     def run(mix: float, rate: float, seed: int) -> Row:
         def make() -> Row:
@@ -242,7 +242,7 @@ def teacher(kept: Kept, text: Path, seeds: range) -> tuple[list[Any], Figure]:
         return kept(f"teacher {mix}, rate {rate:.3g}, {seed}", make)
 
     rows, bars = [], {"labels": [], "values": [], "low": [], "high": []}
-    for name, mix in {"not taught": 1.0, "the text": 0.0, "half of each": 0.5, "the teacher": 1.0}.items():
+    for name, mix in {"not taught": 1.0, "the text": 0.0, "the teacher": 1.0}.items():
         rate = 0.0 if name == "not taught" else min((3e-4, 1e-3), key=lambda r, m=mix: run(m, r, TRIAL)["held"])
         runs = [run(mix, rate, seed) for seed in (seeds if rate else [0])]
         figures = {key: interval([r[key] for r in runs]) for key in runs[0] if key != "held"}
