@@ -338,10 +338,11 @@ class _Loop:
 
     def _refuse(self, batch: Any) -> None:
         where = first_not_finite(self.job.module, lambda: self.job.loss(batch), self.how.dtype)
-        kept = checkpoints.found(self.folder)[:1] if self.folder else []
         hint = "There is no checkpoint before it."
-        if kept and self.folder:
+        if self.folder and self.ranks.is_first:
+            checkpoints.put_aside(self.folder, self.step)
             write_atomic(self.folder / BROKEN, json.dumps({"step": self.step, "first in": where}))
+        if self.folder and (kept := checkpoints.found(self.folder)):
             hint = f"With that changed the same command goes on from the last good checkpoint, '{kept[0]}'."
         raise NotFinite(
             f"{self.job.label}: the loss or a gradient is not finite at step {self.step} (batch drawn from seed "

@@ -178,8 +178,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path: Path
         base.run(job(fault=4), how, folder=tmp_path)
     assert "step 4" in str(caught.value)
     assert "'transformer.h.0.mlp.c_fc'" in str(caught.value)
-    assert "step-00000004" in str(caught.value)
-    state = checkpoints.load(tmp_path, json.loads((tmp_path / "step-00000004" / "state.json").read_text())["plan"])
+    assert "step-00000003" in str(caught.value), "what stands before a broken step may be broken itself"
+    assert (tmp_path / "broken-step-00000004").is_dir()
+    state = checkpoints.load(tmp_path, json.loads((tmp_path / "step-00000003" / "state.json").read_text())["plan"])
     assert state is not None
     assert all(torch.isfinite(tensor).all() for tensor in state.weights.values())
 

@@ -90,6 +90,15 @@ def found(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
 
 
+def put_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoint of a step to `broken-step-...`: weights whose very next loss is not finite are not good."""
+    place = folder / f"step-{step:08d}"
+    if place.exists():
+        aside = folder / f"broken-{place.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+
+
 def load(folder: Path, plan: Mapping[str, Any], may_differ: Sequence[str] = ()) -> State | None:
     """Return the newest checkpoint that can be read, or None.
 
