@@ -176,7 +176,6 @@ def sums(kept: Kept, model: Any, folder: Path) -> list[Table]:
     ways: Ways = {"greedy": ("greedy", {}), "one draw at 0.8": ("best_of", {"texts": 1})}
     ways |= {f"vote of {n} at 0.8": ("best_of", {"texts": n, "by": "vote"}) for n in (4, 8)}
     ways["likeliest of 8 at 0.8"] = "best_of", {"texts": 8}
-    ways["vote of 8 at 0.4"] = "best_of", {"texts": 8, "by": "vote", "temperature": 0.4}
     right: dict[str, list[float]] = {}
     for name, way in ways.items():
         right[name] = [0.0] * SUMS
