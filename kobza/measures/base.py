@@ -128,11 +128,15 @@ def take(model: Model, text: Given, *, limit: int = 0) -> Sample:
     return Sample(found, spelled, np.array(sizes, np.int64), np.array(is_token, bool), len(given))
 
 
-def fitting(model: Model, window: int) -> tuple[int, str]:
-    """Return the window, not longer than the model was trained for, and a remark for the note if that cut it."""
-    if model.context and window > model.context:
-        return model.context, f"; window {model.context}: the model was trained for no more"
-    return window, ""
+def fitting(model: Model, window: int, overlap: int) -> tuple[int, int, str]:
+    """Return window and overlap that the model was trained for, and a remark for the note if that cut them.
+
+    A window that is cut is seen again by a quarter at most, as `packed_size` does it.
+    """
+    if not model.context or window <= model.context:
+        return window, overlap, ""
+    overlap = min(overlap, model.context // 4)
+    return model.context, overlap, f"; window {model.context}, overlap {overlap}: the model was trained for no more"
 
 
 def require_tokens(sample: Sample, needed: int = 1) -> None:

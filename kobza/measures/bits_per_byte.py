@@ -57,12 +57,12 @@ def measure(
     """
     sample = take(model, text, limit=limit)
     require_tokens(sample)
-    window, remark = fitting(model, window)
+    window, overlap, remark = fitting(model, window, overlap)
     bits = token_bits(model, sample.ids, window=window, overlap=overlap)  # (T,)
     require_finite(bits, sample, model)
     how = record(model, sample, window=window, overlap=overlap)
     parts = sample.parts(bits.double().numpy(), chunks, literals=LITERAL_BITS)
-    return reading("bits_per_byte", parts, "bit/B", record=how, note=_note(parts, sample) + remark)
+    return reading("bits_per_byte", parts, "bit/B", record=how, note=(_note(parts, sample) + remark).removeprefix("; "))
 
 
 def _note(parts: list[tuple[float, float]], sample: Sample) -> str:

@@ -69,7 +69,7 @@ def measure(
     _require_equal_vocabularies(model, original)
     sample = take(model, text, limit=limit)
     require_tokens(sample)
-    window, remark = fitting(model, window)
+    window, overlap, remark = fitting(model, window, overlap)
     kl, agrees = torch.empty(len(sample.ids)), torch.empty(len(sample.ids))
     for at, p, q in _both(original, model, sample, window, overlap):
         kl[at] = divergence(p, q)

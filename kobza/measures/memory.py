@@ -52,7 +52,7 @@ def measure(
     """
     sample = take(model, text, limit=limit)
     require_tokens(sample)
-    window, remark = fitting(model, window)
+    window, overlap, remark = fitting(model, window, overlap)
     token_bits(model, sample.ids[:WARM_TOKENS], window=window, overlap=overlap)
     before, peak, method = _peak(model, sample, window, overlap)
     note = (

@@ -52,7 +52,7 @@ def measure(
     Cost: two steps with cache per token and stream.
     """
     sample = take(model, text, limit=limit)
-    remark = fitting(model, window)[1]
+    remark = fitting(model, window, overlap)[2]
     predictor = ModelPredictor(model)
     packed = lm.pack(sample.text.data, predictor, model.tokenizer, streams=streams, window=window, overlap=overlap)
     if lm.restore(packed, predictor, model.tokenizer) != sample.text.data:

@@ -48,8 +48,8 @@ def measure(
         model: the model.
         text: its beginning is the prompt.
         of: which of the two speeds is the value; the note gives the other.
-        prompt_tokens: tokens read at once [tokens, 1 ..].
-        tokens: tokens then generated one by one, greedily [tokens, 1 ..].
+        prompt_tokens: tokens read at once [tokens, 1 ..]; with those generated no more than the model was trained for.
+        tokens: tokens then generated one by one, greedily [tokens, 1 ..]; a quarter of the trained context at most.
         repeats: how often, after one run that does not count [count, 1 ..].
 
     Returns:
@@ -65,6 +65,11 @@ def measure(
     for name, value in (("prompt_tokens", prompt_tokens), ("tokens", tokens), ("repeats", repeats)):
         if value < 1:
             raise OutOfRange(f"{name} is {value}; allowed is 1 or more.")
+    remark = ""
+    if model.context and prompt_tokens + tokens >= model.context:
+        remark = "; the model was trained for no longer text"
+        tokens = max(1, min(tokens, model.context // 4))
+        prompt_tokens = max(1, min(prompt_tokens, model.context - 1 - tokens))
     sample = take(model, text, limit=BYTES_PER_TOKEN * prompt_tokens)
     require_tokens(sample, prompt_tokens)
     speeds = run(model, sample.ids[:prompt_tokens], tokens=tokens, repeats=repeats)
@@ -79,7 +84,8 @@ def measure(
         max(chosen),
         f"slowest and fastest of {repeats} repeats",
         how,
-        f"{of}, {torch.get_num_threads()} threads; {name} {statistics.median(other):.1f} token/s",
+        f"{of}, {torch.get_num_threads()} threads; {name} {statistics.median(other):.1f} token/s; {prompt_tokens} read, "
+        f"{tokens} generated{remark}",
     )
 
 

@@ -79,7 +79,8 @@ def test_weights_that_are_not_numbers_stop_with_the_place(tiny: Any) -> None:
 def test_a_window_longer_than_trained_is_cut_and_said() -> None:
     reading = bits_per_byte.measure(make_tiny(context=512), TEXT, window=4096)
     assert reading.record["how"]["window"] == 512
-    assert "window 512: the model was trained for no more" in reading.note
+    assert reading.record["how"]["overlap"] == 128, "as a packed text is read"
+    assert "window 512, overlap 128: the model was trained for no more" in reading.note
 
 
 def test_an_overlap_as_long_as_the_window_is_refused(tiny: Any) -> None:

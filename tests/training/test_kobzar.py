@@ -1,11 +1,13 @@
 """The embedded model `kobzar`, trained by kobza: opened, sampled and measured without a network."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kobza
+from kobza.core import techniques
 from kobza.measures import bits_per_byte
 from kobza.models.forward import generate
 from kobza.models.sources import EMBEDDED
@@ -36,6 +38,18 @@ def test_it_packs_ukrainian_better_than_text_it_never_saw(kobzar: Any) -> None:
     own = bits_per_byte.measure(kobzar, "ukrainian[:1200]", window=128, overlap=64)
     foreign = bits_per_byte.measure(kobzar, "topics[:1200]", window=128, overlap=64)
     assert own.value < 3 < foreign.value
+
+
+@pytest.mark.parametrize("name", techniques.names("measures"))
+def test_every_measure_takes_it_as_it_is(kobzar: Any, name: str) -> None:
+    """A model of 128 tokens is measured by defaults made for 1,024: what is cut stands in the record."""
+    measure = techniques.verb("measures", name)
+    original = {"original": kobzar} if "original" in inspect.signature(measure).parameters else {}
+    reading = measure(kobzar, "ukrainian[:900]", **original)
+    how = reading.record.get("how", {})
+    assert how.get("window", 128) == 128
+    assert how.get("overlap", 32) == 32
+    assert how.get("prompt_tokens", 0) + how.get("tokens", 0) < 128
 
 
 @pytest.mark.real
