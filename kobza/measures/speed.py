@@ -84,8 +84,8 @@ def measure(
         max(chosen),
         f"slowest and fastest of {repeats} repeats",
         how,
-        f"{of}, {torch.get_num_threads()} threads; {name} {statistics.median(other):.1f} token/s; {prompt_tokens} read, "
-        f"{tokens} generated{remark}",
+        f"{of}, {torch.get_num_threads()} threads; {name} {statistics.median(other):.1f} token/s; "
+        f"{prompt_tokens} read, {tokens} generated{remark}",
     )
 
 
