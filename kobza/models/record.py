@@ -100,6 +100,8 @@ class Record:
     def restored(self, model: Model, tensors: Mapping[str, Tensor]) -> Model:
         """Return the model, built from `unfactored` tensors, with its factors, history and origin put back."""
         origin = replace(self.origin, notes=(*self.origin.notes, f"read back from {model.origin.path}"))
+        if origin.kind == "trained" and not self.changes:  # nothing else opens it: commands name what was opened here
+            origin = replace(origin, spec=model.origin.spec, notes=(self.origin.spec, *origin.notes))
         module = model.module
         if self.is_own:
             module = replacing.shared_copy(module)

@@ -22,6 +22,8 @@ def kobzar() -> Any:
 def test_it_is_small_and_says_where_it_came_from(kobzar: Any) -> None:
     assert sum(file.stat().st_size for file in (EMBEDDED / "kobzar").iterdir()) < 8_000_000
     assert any("trained by kobza on kobzar.txt" in note for note in kobzar.origin.notes)
+    assert kobzar.origin.spec == "kobzar", "a command that is shown must open it"
+    assert kobzar.origin.notes[0] == "trained: llama 4 x 256"
     assert kobzar.parameters == 3_475_712
     assert kobzar.tokenizer.is_exact
 
