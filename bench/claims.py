@@ -27,12 +27,11 @@ import torch
 from torch import Tensor
 
 import kobza
-from kobza.core.resident import peak_bytes
+from kobza.core.resident import peak_bytes, reset_peak
 from kobza.core.texts import text
 from kobza.interventions import attention, dla, heads
 from kobza.interventions.base import prompt_ids
 from kobza.interventions.planner import Run
-from kobza.measures.memory import _reset
 from kobza.models import sites
 from kobza.models.trace import Trace, trace
 
@@ -76,7 +75,7 @@ def attended(kind: str, length: int) -> None:
     ids = model.tokenizer.encode(text("topics", limit=60_000).data, start=True)[:length]
     prompt = model.tokenizer.text(ids[1:])
     heads.patterns(model, ids[:2])  # the weights are in memory from the first run on
-    _reset()
+    reset_peak()
     base, begin, pictures = peak_bytes(), time.process_time(), 0
     if kind == "ours":
         found = attention.run(model, prompt=prompt, heads=HEAD)

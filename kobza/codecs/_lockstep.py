@@ -91,10 +91,9 @@ class Schedule:
         base.check_range("table_bits", self.table_bits, 16, TABLE_BITS)
 
     def within(self, context: int) -> Schedule:
-        """Return it with windows a model of so short a context can see, a quarter of each seen again at most."""
-        if not 0 < context < self.window:
-            return self
-        return replace(self, window=context, overlap=min(self.overlap, context // 4))
+        """Return it with windows a model of so short a context can see."""
+        window, overlap = within(context, self.window, self.overlap)
+        return self if window == self.window else replace(self, window=window, overlap=overlap)
 
     def streams_for(self, tokens: int, predictor: Predictor) -> int:
         """Return the streams for so many tokens: as asked, else one per 256, at most 32 and 768 MiB of caches."""
@@ -106,6 +105,16 @@ class Schedule:
     def memory(self, tokens: int, streams: int, predictor: Predictor) -> int:
         """Return the memory [bytes] of the model's state for `streams` streams of together `tokens` tokens."""
         return streams * predictor.stream_bytes(min(self.window, -(-tokens // streams)) + 1)
+
+
+def within(context: int, window: int, overlap: int) -> tuple[int, int]:
+    """Return window and overlap that a model of so short a context can see (0: unbounded); a window that is cut is seen
+    again by a quarter at most.
+
+    >>> within(128, 1024, 256), within(0, 1024, 256)
+    ((128, 32), (1024, 256))
+    """
+    return (context, min(overlap, context // 4)) if 0 < context < window else (window, overlap)
 
 
 def parts(tokens: int, streams: int) -> list[range]:

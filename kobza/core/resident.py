@@ -6,6 +6,8 @@ import resource
 import sys
 from pathlib import Path
 
+CLEAR = Path("/proc/self/clear_refs")
+
 
 def held_bytes() -> int:
     """Return the memory that this process holds now; its most so far where the system does not say."""
@@ -23,3 +25,12 @@ def peak_bytes() -> int:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak() -> bool:
+    """Let the peak begin anew from what is held now; return whether the system does that."""
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True

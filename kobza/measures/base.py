@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from kobza.codecs._lockstep import within
 from kobza.codecs._spelling import Spelled, runs, spell
 from kobza.core.errors import EmptyText, NotFinite, OutOfRange
 from kobza.core.result import Reading
@@ -129,14 +130,10 @@ def take(model: Model, text: Given, *, limit: int = 0) -> Sample:
 
 
 def fitting(model: Model, window: int, overlap: int) -> tuple[int, int, str]:
-    """Return window and overlap that the model was trained for, and a remark for the note if that cut them.
-
-    A window that is cut is seen again by a quarter at most, as `packed_size` does it.
-    """
-    if not model.context or window <= model.context:
-        return window, overlap, ""
-    overlap = min(overlap, model.context // 4)
-    return model.context, overlap, f"; window {model.context}, overlap {overlap}: the model was trained for no more"
+    """Return window and overlap as a text is packed by this model, and a remark for the note if that cut them."""
+    seen, again = within(model.context or 0, window, overlap)
+    cut = f"; window {seen}, overlap {again}: the model was trained for no more" if seen < window else ""
+    return seen, again, cut
 
 
 def require_tokens(sample: Sample, needed: int = 1) -> None:

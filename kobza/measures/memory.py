@@ -10,17 +10,15 @@ run itself. The note adds the model's own bytes, the cache per token, and the pe
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import torch
 
-from kobza.core.resident import peak_bytes
+from kobza.core.resident import peak_bytes, reset_peak
 from kobza.core.result import Reading
 from kobza.measures.base import Given, Sample, fitting, record, require_tokens, take
 from kobza.models.forward import token_bits
 from kobza.models.model import Model
 
-CLEAR = Path("/proc/self/clear_refs")
 WARM_TOKENS = 8
 
 
@@ -77,19 +75,11 @@ def cache_bytes_per_token(model: Model) -> int:
 def _peak(model: Model, sample: Sample, window: int, overlap: int) -> tuple[int, int, str]:
     gc.collect()
     method = "kernel's count of this process, reset before the run"
-    if not _reset():
+    if not reset_peak():
         method = "highest resident memory of this process, ever: an increase may stay hidden"
     before = peak_bytes()  # just reset: what is resident now
     token_bits(model, sample.ids, window=window, overlap=overlap)
     return before, peak_bytes(), method
-
-
-def _reset() -> bool:
-    try:
-        CLEAR.write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def _size(count: float) -> str:

@@ -29,9 +29,7 @@ from kobza.core.errors import BadValue, NotFinite, OutOfRange
 from kobza.core.files import sha256, write_atomic
 from kobza.core.progress import Task, task
 from kobza.core.table import Table
-from kobza.models.alphabet import Alphabet
 from kobza.models.model import Model
-from kobza.models.stepping import draw
 from kobza.training.parts import checkpoints, optimizers, sizing
 from kobza.training.parts.corpus import Given, Held
 from kobza.training.parts.log import Log, curves
@@ -495,22 +493,3 @@ def held_bits(module: Any, held: Held, *, context: int, start: int | None = None
     count = int(held.fresh.sum())
     fresh = float((bits.double() * held.fresh / held.sizes.clamp(min=1)).sum() / count) if count else every
     return {"held": fresh, "held_all": every}
-
-
-@torch.no_grad()
-def speak(
-    module: Any, ids: list[int], *, tokens: int, context: int, seed: int, temperature: float = 0.8,
-    letters: Alphabet | None = None,
-) -> list[int]:  # fmt: skip
-    """Return ids that go on with others, of an alphabet if one is given.
-
-    Nothing is cached, and the module's gradients stay switched on.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    found, begun = list(ids), b""
-    for _ in range(tokens):
-        logits = module(input_ids=torch.tensor([found[-context:]]), use_cache=False).logits[0, -1].float()
-        logits = letters.cut(logits, begun) if letters else logits
-        found.append(draw(logits, temperature, 0, 0.95, generator))
-        begun = letters.after(begun, found[-1]) if letters else b""
-    return found[len(ids) :]

@@ -22,6 +22,7 @@ from kobza.core.errors import BadValue, OutOfRange
 from kobza.models import free
 from kobza.models.alphabet import Alphabet
 from kobza.models.model import Model, Origin
+from kobza.models.stepping import draw
 from kobza.tokens.base import Tokenizer
 from kobza.training import base
 from kobza.training.base import Given, Job, Run
@@ -216,7 +217,7 @@ def job_of(
     prompt = windows.ids[:1].tolist() if start is None else [start]
 
     def sample() -> str:
-        said = base.speak(module, prompt, tokens=SAMPLE, context=context, seed=0, letters=letters)
+        said = _speak(module, prompt, tokens=SAMPLE, context=context, seed=0, letters=letters)
         return tokenizer.text(said)
 
     return Job(
@@ -228,6 +229,25 @@ def job_of(
         batch_tokens=windows.batch * context,
         label=label,
     )
+
+
+@torch.no_grad()
+def _speak(
+    module: Any, ids: list[int], *, tokens: int, context: int, seed: int, temperature: float = 0.8,
+    letters: Alphabet | None = None,
+) -> list[int]:  # fmt: skip
+    """Return ids that go on with others, of an alphabet if one is given.
+
+    Nothing is cached, and the module's gradients stay switched on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found, begun = list(ids), b""
+    for _ in range(tokens):
+        logits = module(input_ids=torch.tensor([found[-context:]]), use_cache=False).logits[0, -1].float()
+        logits = letters.cut(logits, begun) if letters else logits
+        found.append(draw(logits, temperature, 0, 0.95, generator))
+        begun = letters.after(begun, found[-1]) if letters else b""
+    return found[len(ids) :]
 
 
 def remarks(part: corpus.Split, tokenizer: Tokenizer, whole: Tokenizer) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from kobza.core import resident
 from kobza.measures import memory
 from kobza.models.tiny import tiny as make_tiny
 
@@ -34,7 +35,7 @@ def test_the_cache_per_token_is_the_formula(layers: int, kv_heads: int) -> None:
 
 
 def test_without_a_resettable_count_the_reading_says_so(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CLEAR", Path("/proc/nothing/here"))
+    monkeypatch.setattr(resident, "CLEAR", Path("/proc/nothing/here"))
     reading = memory.measure(tiny, TEXT)
     assert "an increase may stay hidden" in reading.spread
     assert reading.value >= 0
